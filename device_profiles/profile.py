@@ -1,0 +1,176 @@
+"""Device profiles: what is known of a device, as a small TOML file. Data only: no code, no pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import tempfile
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from device_profiles.errors import ProfileError
+
+SCHEMA = 1
+CATALOG = Path(__file__).parent / "catalog"
+FORMAT_OF_RUNTIME = {"onnxruntime": "onnx", "litert": "tflite"}
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """One device as a place where artifacts run; a value that breaks the schema raises ProfileError.
+
+    runtime and format belong together (onnxruntime runs onnx, litert runs tflite). threads: how many the runtime may
+    use. channel_step: widths that are multiples of it are fast here. soc and cores are left out of a profile whose
+    device can be asked. provenance: in words, where each figure of the profile comes from.
+    """
+
+    name: str
+    title: str
+    kind: str
+    runtime: str
+    format: str
+    precision: str
+    threads: int
+    channel_step: int
+    provenance: str
+    soc: str | None = None
+    cores: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            optional = field.default is None
+            if value is None and optional:
+                continue
+            if problem := _RULES[field.name](value):
+                raise ProfileError(f"{field.name} = {value!r} {problem}")
+        if FORMAT_OF_RUNTIME[self.runtime] != self.format:
+            wanted = FORMAT_OF_RUNTIME[self.runtime]
+            raise ProfileError(
+                f"format = {self.format!r} does not fit runtime = {self.runtime!r}, which runs {wanted!r}"
+            )
+
+
+def catalog() -> tuple[str, ...]:
+    """The names of the profiles that come with the package, sorted."""
+    return tuple(sorted(path.stem for path in CATALOG.glob("*.toml")))
+
+
+def load_profile(name_or_path: str | Path) -> DeviceProfile:
+    """The profile of that name in the catalog, or the one in that file (anything with a folder or ending in .toml).
+
+    Raises ProfileError for an unknown name (saying which are near and which exist) and for a file that is missing, is
+    no TOML or breaks the schema (naming the file and the key).
+    """
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or text.endswith(".toml") or os.sep in text:
+        return read_profile(Path(name_or_path))
+    known = catalog()
+    if text not in known:
+        near = difflib.get_close_matches(text.lower(), known, n=2)
+        hint = f" did you mean {' or '.join(near)}?" if near else ""
+        raise ProfileError(f"no device profile is called {text!r};{hint} the catalog has: {', '.join(known)}")
+    return read_profile(CATALOG / f"{text}.toml")
+
+
+def read_profile(path: Path) -> DeviceProfile:
+    """The profile in a TOML file; raises ProfileError naming the file and what is wrong in it."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProfileError(f"{path}: the device profile cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{path}: the device profile is not valid TOML: {error}") from error
+    try:
+        return _from_table(table)
+    except ProfileError as error:
+        raise ProfileError(f"{path}: {error}") from error
+
+
+def write_profile(profile: DeviceProfile, path: Path) -> None:
+    """Write the profile as TOML that `read_profile` gives back equal; the file appears whole or not at all."""
+    import tomli_w
+
+    filled = {key: value for key, value in dataclasses.asdict(profile).items() if value is not None}
+    text = tomli_w.dumps({"schema": SCHEMA, **filled}, multiline_strings=True)
+    try:
+        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise ProfileError(f"{path}: the device profile cannot be written: {error.strerror}") from error
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(beside).chmod(0o644)
+        Path(beside).replace(path)
+    except OSError as error:
+        raise ProfileError(f"{path}: the device profile cannot be written: {error.strerror}") from error
+    finally:
+        Path(beside).unlink(missing_ok=True)
+
+
+def _from_table(table: Mapping[str, Any]) -> DeviceProfile:
+    fields = {field.name: field for field in dataclasses.fields(DeviceProfile)}
+    allowed = ["schema", *fields]
+    for key in table:
+        if key not in allowed:
+            near = difflib.get_close_matches(key, allowed, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(allowed)}"
+            raise ProfileError(f"unknown key {key!r}; {hint}")
+    required = ["schema", *(name for name, field in fields.items() if field.default is dataclasses.MISSING)]
+    if missing := [key for key in required if key not in table]:
+        raise ProfileError(f"the key {missing[0]!r} is missing")
+    if problem := _one_of(SCHEMA)(table["schema"]):
+        raise ProfileError(f"schema = {table['schema']!r} {problem}; another version of mobileprune wrote this profile")
+    return DeviceProfile(**{key: value for key, value in table.items() if key != "schema"})
+
+
+# A rule says what is wrong with a value, as the end of a sentence that starts with "key = value", or nothing.
+_Rule = Callable[[object], str | None]
+
+
+def _one_of(*choices: object) -> _Rule:
+    words = " or ".join(repr(choice) for choice in choices)
+    return lambda value: None if (type(value), value) in [(type(c), c) for c in choices] else f"must be {words}"
+
+
+def _integer(low: int, high: int) -> _Rule:
+    def rule(value: object) -> str | None:
+        if type(value) is not int:  # a bool is an int, too
+            return "must be a whole number"
+        return None if low <= value <= high else f"must be from {low} to {high}"
+
+    return rule
+
+
+def _text(value: object) -> str | None:
+    if not isinstance(value, str):
+        return "must be text"
+    return None if value.strip() else "must not be empty"
+
+
+def _identifier(value: object) -> str | None:
+    if isinstance(value, str) and re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", value):
+        return None
+    return "must be 1 to 64 of the characters a-z, 0-9, '.', '_' and '-', starting with a letter or digit"
+
+
+_RULES: dict[str, _Rule] = {
+    "name": _identifier,
+    "title": _text,
+    "kind": _one_of("host"),
+    "runtime": _one_of(*FORMAT_OF_RUNTIME),
+    "format": _one_of(*FORMAT_OF_RUNTIME.values()),
+    "precision": _one_of("float32", "float16", "int8"),
+    "threads": _integer(1, 256),
+    "channel_step": _integer(1, 256),
+    "provenance": _text,
+    "soc": _text,
+    "cores": _integer(1, 4096),
+}

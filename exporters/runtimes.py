@@ -1,0 +1,122 @@
+"""Runs exported files in the runtimes that devices use, behind one face: normalised NCHW images in, logits out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporters.errors import ExportError
+from exporters.files import shown
+from exporters.quiet import without_info_lines
+
+Array = NDArray[np.float32]
+_CHUNK = 32  # images per run of a file whose batch is open
+
+
+class Runtime(ABC):
+    """A loaded file.
+
+    name: the runtime with its version.  image: (C, H, W) that it takes.  batch: images per run, None where it is open.
+    """
+
+    name: str
+    image: tuple[int, int, int]
+    batch: int | None
+
+    @abstractmethod
+    def _run(self, images: Array) -> Array:
+        """One run on exactly `batch` images (any number where it is open), NCHW."""
+
+    def __call__(self, images: Array) -> Array:
+        """Logits (N, classes) of normalised float32 images (N, C, H, W), at whatever batch the file takes.
+
+        Raises ExportError where the images have another size than the file's.
+        """
+        images = np.ascontiguousarray(images, dtype=np.float32)
+        if images.ndim != 4 or images.shape[1:] != self.image or len(images) == 0:
+            want = "x".join(map(str, self.image))
+            raise ExportError(f"the file takes images of {want} (N, C, H, W), but was given an array of {images.shape}")
+        step = self.batch or _CHUNK
+        logits = []
+        for start in range(0, len(images), step):
+            chunk = images[start : start + step]
+            lacking = 0 if self.batch is None else self.batch - len(chunk)
+            if lacking:
+                chunk = np.concatenate([chunk, np.zeros((lacking, *self.image), np.float32)])
+            logits.append(self._run(chunk)[: step - lacking])
+        return np.concatenate(logits)
+
+
+class OnnxRuntime(Runtime):
+    """ONNX Runtime on the CPU."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors only
+        self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        taken = self._session.get_inputs()
+        if len(taken) != 1 or len(taken[0].shape) != 4 or taken[0].type != "tensor(float)":
+            raise ValueError("it does not take one float32 image tensor")
+        batch, *image = taken[0].shape
+        self.name = f"onnxruntime {onnxruntime.__version__}"
+        self.image = (int(image[0]), int(image[1]), int(image[2]))
+        self.batch = batch if isinstance(batch, int) else None
+        self._input = taken[0].name
+
+    def _run(self, images: Array) -> Array:
+        return np.asarray(self._session.run(None, {self._input: images})[0], dtype=np.float32)
+
+
+class LiteRuntime(Runtime):
+    """LiteRT (the successor of TensorFlow Lite) with its XNNPACK kernels."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        with without_info_lines():
+            self._interpreter = Interpreter(model_content=path.read_bytes(), num_threads=threads)
+            self._interpreter.allocate_tensors()
+        taken, given = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        if len(taken) != 1 or len(taken[0]["shape"]) != 4 or taken[0]["dtype"] is not np.float32:
+            raise ValueError("it does not take one float32 image tensor")
+        batch, height, width, channels = (int(side) for side in taken[0]["shape"])
+        self.name = f"litert {version('ai-edge-litert')}"
+        self.image = (channels, height, width)
+        self.batch = batch
+        self._input, self._output = taken[0]["index"], given[0]["index"]
+
+    def _run(self, images: Array) -> Array:
+        self._interpreter.set_tensor(self._input, np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
+        self._interpreter.invoke()
+        return np.asarray(self._interpreter.get_tensor(self._output), dtype=np.float32)
+
+
+_BY_SUFFIX: dict[str, type[Runtime]] = {".onnx": OnnxRuntime, ".tflite": LiteRuntime}
+_INSTALL = {".onnx": "pip install onnxruntime", ".tflite": "pip install 'mobileprune[tflite]'"}
+
+
+def open_runtime(path: Path, threads: int = 1) -> Runtime:
+    """Load a .onnx file in ONNX Runtime or a .tflite file in LiteRT, with `threads` threads.
+
+    Raises ExportError where the file is missing, damaged or of another kind, or its runtime is not installed.
+    """
+    path = Path(path)
+    if path.suffix not in _BY_SUFFIX:
+        raise ExportError(f"no runtime is known for {shown(path)}; its name must end in {' or '.join(_BY_SUFFIX)}")
+    try:
+        return _BY_SUFFIX[path.suffix](path, threads)  # type: ignore[call-arg]
+    except ImportError as error:
+        raise ExportError(f"cannot run {shown(path)}: {error}; run: {_INSTALL[path.suffix]}") from error
+    except OSError as error:
+        raise ExportError(f"cannot read {shown(path)}: {(error.strerror or str(error)).lower()}") from error
+    except Exception as error:  # the runtimes raise types of their own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ExportError(f"cannot load {shown(path)}: {reason}; export it again") from error

@@ -1,0 +1,248 @@
+"""The command line: parse, call, print. Everything heavy is imported inside the commands, so --help is instant."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mobileprune.errors import MobilepruneError, UsageError
+
+if TYPE_CHECKING:
+    from mobileprune.progress import Display
+    from mobileprune.run import Run
+    from mobileprune.stages.context import Context
+
+_INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+
+
+class _Group(click.Group):
+    """Commands in the order of the journey; errors as one sentence and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            _fail(str(error), 2)
+        except MobilepruneError as error:
+            _fail(str(error), 1)
+        except Exception as error:
+            # The wings have error classes of their own; importing them here would make every command slow.
+            if type(error).__name__ not in ("DeviceError", "ExportError"):
+                raise
+            _fail(str(error), 1)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="mobileprune")
+def main() -> None:
+    """Prune a trained CNN along depth, width and input resolution to a budget measured on your device.
+
+    \b
+    Try it on the bundled digits:  mobileprune optimize --device host --budget 50%
+    """
+
+
+_BUDGET_HELP = "What must hold: 12ms, 50% (of the base's latency), 300MMACs, 1.5MParams, 2MB. May be repeated."
+
+
+def _budget_option(required: bool = False) -> Callable[..., Any]:
+    return click.option("--budget", "budgets", multiple=True, required=required, metavar="LIMIT", help=_BUDGET_HELP)
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON for programs.")
+_run_argument = click.argument("run", type=click.Path(path_type=Path, file_okay=False), metavar="RUN")
+
+
+@main.command()
+@click.option("--model", help="NAME, torchvision:NAME, timm:NAME or path/to/file.py:factory.  [default: resnet20]")
+@click.option("--model-arg", "model_arguments", multiple=True, metavar="KEY=VALUE", help="Passed to the constructor.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Trained weights (.safetensors, or a torch file).")
+@click.option("--data", help="digits, a folder of class folders, or an .npz file.  [default: digits]")
+@click.option("--image-size", type=click.IntRange(8), help="Side in pixels at which the base sees images.")
+@click.option("--device", help="A device profile, such as host.  [default: host]")
+@_budget_option()
+@click.option("--run", "path", type=click.Path(path_type=Path), help="Run folder; an existing one is continued.")
+@click.option("--probes", type=click.IntRange(4, 64), help="How many scales are probed at most.  [default: 8]")
+@click.option("--profile-scales", type=click.IntRange(10, 64), help="How many scales are measured.  [default: 12]")
+@click.option("--base-epochs", type=click.IntRange(0), help="Training of the base.  [default: 20; 0 with weights]")
+@click.option("--probe-epochs", type=click.IntRange(1), help="Fine-tuning of each probe.  [default: 4]")
+@click.option("--epochs", type=click.IntRange(1), help="Fine-tuning of the result.  [default: 16]")
+@click.option("--batch-size", type=click.IntRange(2), help="[default: 64]")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Of the base.  [default: 0.1]")
+@click.option("--finetune-learning-rate", type=click.FloatRange(0, min_open=True), help="[default: 0.02]")
+@click.option("--distillation", type=click.FloatRange(0, 1), help="Weight of the base's answers.  [default: 0.5]")
+@click.option("--seed", type=click.IntRange(0), help="Fixes splits, weights and order.  [default: 0]")
+@_json_option
+def optimize(path: Path | None, budgets: tuple[str, ...], as_json: bool, **flags: Any) -> None:
+    """From a trained CNN to a smaller one that keeps the budget on the device: files, measurements and a report.
+
+    \b
+    Example:  mobileprune optimize --device host --budget 50% --run runs/demo
+    """
+    from mobileprune.budget import parse_budgets
+    from mobileprune.request import Request, open_or_create
+    from mobileprune.run import locked
+
+    asked = parse_budgets(budgets)
+    request = Request(**flags)
+    path = path or _default_folder(request)
+    if not asked and not (path / "run.toml").exists():
+        raise UsageError("no --budget: say what must hold, for example --budget 50% or --budget 12ms")
+    with _resumable(f"mobileprune optimize --run {path}"), locked(path):
+        run = open_or_create(path, request)
+        try:
+            _journey(run, budgets, as_json)
+        except UsageError:
+            run.discard_if_unbegun()
+            raise
+
+
+def _default_folder(request: Any) -> Path:
+    """A new folder under runs/ named after the model, the data and a number; never an existing one."""
+    model = (request.model or "resnet20").rpartition(":")[2]
+    stem = f"{model}-{Path(request.data or 'digits').stem}"
+    number = 1
+    while (Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return Path("runs") / f"{stem}-{number}"
+
+
+def _journey(run: Run, budgets: tuple[str, ...], as_json: bool) -> None:
+    from mobileprune.optimize import optimize as whole_journey
+    from mobileprune.stages.solve import current_budgets, set_budgets
+
+    ctx = _context(run)
+    if budgets:
+        set_budgets(run, budgets)
+    whole_journey(ctx, current_budgets(run))
+    _print_summary(run, as_json)
+
+
+def _context(run: Run) -> Context:
+    from mobileprune.stages.context import Context
+
+    return Context(run, _display())
+
+
+def _display() -> Display:
+    from rich.console import Console
+
+    from mobileprune.progress import Terminal
+
+    return Terminal(Console(stderr=True))
+
+
+@contextmanager
+def _resumable(command: str) -> Iterator[None]:
+    """Ctrl-C ends with the command that goes on from there."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"\nstopped; what is finished is kept. Go on with: {command}", err=True)
+        sys.exit(_INTERRUPTED)
+
+
+def _print_summary(run: Run, as_json: bool) -> None:
+    from mobileprune.stages.summary import summarise, tables
+
+    summary = summarise(run)
+    if as_json:
+        click.echo(json.dumps(summary, indent=1))
+        return
+    from rich.console import Console
+
+    console = Console()
+    for part in tables(summary):
+        console.print(part)
+
+
+def _stage(name: str, what: str) -> None:
+    """Add the command of one stage: it works on a run folder and does what is not done yet."""
+
+    def command(run: Path, budgets: tuple[str, ...], as_json: bool) -> None:
+        from importlib import import_module
+
+        from mobileprune.run import Run, locked
+        from mobileprune.stages.solve import set_budgets
+
+        Run.open(run)  # before the lock: a folder that is no run must not be touched
+        with _resumable(f"mobileprune {name} {run}"), locked(run):
+            opened = Run.open(run)
+            if budgets:
+                set_budgets(opened, budgets)
+            import_module(f"mobileprune.stages.{name}").command(_context(opened))
+            if as_json:
+                _print_summary(opened, as_json=True)
+
+    command.__doc__ = f"{what}\n\n\b\nExample:  mobileprune {name} runs/demo"
+    main.command(name)(_run_argument(_budget_option()(_json_option(command))))
+
+
+_stage("profile", "Measure the latency of a spread of scales of RUN's model on its device.")
+_stage("probe", "Prune and briefly fine-tune a few scales of RUN to learn what accuracy they keep.")
+
+
+@main.command()
+@_run_argument
+@_budget_option()
+@_json_option
+def solve(run: Path, budgets: tuple[str, ...], as_json: bool) -> None:
+    """Say which scale of RUN is best under a budget: from the journal, at once, without training.
+
+    \b
+    Example:  mobileprune solve runs/demo --budget 30%
+    """
+    from mobileprune.budget import parse_budgets
+    from mobileprune.run import Run
+    from mobileprune.stages.solve import current_budgets, describe_solution, solve_run
+
+    opened = Run.open(run)
+    asked = parse_budgets(budgets) or current_budgets(opened)
+    solution = solve_run(opened, asked)
+    if as_json:
+        click.echo(json.dumps(solution.to_dict(), indent=1))
+    else:
+        for line in describe_solution(opened, solution, asked):
+            click.echo(line)
+
+
+_stage("prune", "Settle on a scale of RUN that keeps the budget, measured, and cut it from the nearest probe.")
+_stage("finetune", "Fine-tune the pruned network of RUN.")
+_stage("export", "Write RUN's base and result as ONNX and TFLite files and verify them in their runtimes.")
+_stage("bench", "Time the exported files of RUN's base and result on the device, in the same rounds.")
+_stage("report", "Write RUN's report.html from what its journal holds.")
+
+
+@main.command()
+@_run_argument
+@_json_option
+def status(run: Path, as_json: bool) -> None:
+    """Say what RUN has finished, and what comes next; also while another process works on it.
+
+    \b
+    Example:  mobileprune status runs/demo
+    """
+    from mobileprune.run import Run
+    from mobileprune.stages.summary import status as status_of
+
+    found = status_of(Run.open(run))
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    for stage in found["stages"]:
+        click.echo(f"{stage['name']:>9}  {stage['state']}")
+    click.echo(f"{'next':>9}  {found['next']}")

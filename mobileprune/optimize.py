@@ -1,0 +1,41 @@
+"""The journey: profile, probe, solve, prune, finetune, export, bench, report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mobileprune.budget import Budget
+from mobileprune.stages.bench import bench
+from mobileprune.stages.context import Context
+from mobileprune.stages.export import export
+from mobileprune.stages.finetune import finetune
+from mobileprune.stages.probe import probe
+from mobileprune.stages.profile import profile
+from mobileprune.stages.prune import prune
+from mobileprune.stages.report import report
+from mobileprune.stages.settle import kept, settle
+from mobileprune.stages.solve import check_reachable
+
+_TRIES = 3  # how often a result that misses its budget when it is measured at the end is replaced
+
+
+def optimize(ctx: Context, budgets: Sequence[Budget]) -> None:
+    """Take the run from wherever it stands to a measured result that keeps ``budgets``, and its report.
+
+    What the journal already holds is not done again. Raises MobilepruneError where no scale can keep the budgets.
+    """
+    profile(ctx)
+    check_reachable(ctx.run, budgets)
+    probe(ctx, budgets)
+    for _ in range(_TRIES):
+        settle(ctx, budgets)
+        prune(ctx)
+        finetune(ctx)
+        export(ctx)
+        bench(ctx)
+        if kept(ctx.run, budgets):
+            break
+        ctx.display.say(
+            "[yellow]the measured result misses the budget: its sample is added and the problem solved again"
+        )
+    report(ctx)

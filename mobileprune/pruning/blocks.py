@@ -1,0 +1,236 @@
+"""Depth: the residual blocks that can be taken out, found by following tensors, and the order in which to do it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mobileprune.pruning.layers import outputs
+
+Ranking = dict[str, float]
+"""Loss increase when a block is skipped, by block name: the block with the lowest goes first. JSON as it is."""
+
+_INFINITE = 1e30  # a skipped block that makes the loss infinite or undefined; JSON has no infinity
+
+# Operations that hand an identity path on: element-wise functions of one tensor, copies and views.
+_PASSING = {
+    "relu", "relu6", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu", "elu", "mish", "celu", "selu",
+    "_prelu_kernel", "prelu", "clamp", "clamp_min", "clamp_max", "clone", "detach", "alias", "_to_copy", "view",
+    "_unsafe_view", "contiguous", "dropout", "native_dropout", "lift_fresh",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Block:
+    """A module that computes input + branch(input), perhaps with an activation after it: ``nn.Identity`` fits."""
+
+    name: str
+    shape: tuple[int, ...]
+    """(C, H, W) of its input, which is also that of its output."""
+    parameters: int
+
+
+def find_blocks(model: nn.Module, example_input: Tensor) -> tuple[list[Block], list[str]]:
+    """The removable blocks of ``model``, in execution order, and notes on those that looked so and are not.
+
+    A block is the innermost module, called once with one tensor, that returns a tensor of the same shape into which
+    its input is added unchanged (an activation before or after the addition may stand on that path), and that holds a
+    convolution or linear layer. No class name is looked at.
+    """
+    names = {module: name for name, module in model.named_modules() if name}
+    tracer = _Tracer()
+    with _hooked(names, tracer), tracer:
+        outputs(model, example_input)
+    found = {
+        id(call.module): call
+        for call in tracer.finished
+        if call.residual and not call.extra and tracer.count[id(call.module)] == 1
+        if _has_weights(call.module) and _owns(model, call.module)
+    }
+    innermost = [call for call in found.values() if not any(id(m) in found for m in _below(call.module))]
+    blocks = [
+        Block(names[call.module], tuple(call.shape[1:]), sum(p.numel() for p in call.module.parameters()))
+        for call in sorted(innermost, key=lambda call: call.started)
+    ]
+    return _verified(model, blocks, example_input)
+
+
+def _below(module: nn.Module) -> Iterator[nn.Module]:
+    return (m for m in module.modules() if m is not module)
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.conv._ConvNd | nn.Linear) for m in module.modules())
+
+
+def _owns(model: nn.Module, block: nn.Module) -> bool:
+    """No parameter of the block is used by a module outside of it."""
+    within = {id(m) for m in block.modules()}
+    own = {id(p) for p in block.parameters()}
+    others = (m for m in model.modules() if id(m) not in within)
+    return not any(id(p) in own for m in others for p in m.parameters(recurse=False))
+
+
+def _verified(model: nn.Module, blocks: list[Block], example_input: Tensor) -> tuple[list[Block], list[str]]:
+    """Keep the blocks that can really be taken out, tried together and, where that fails, one by one."""
+    shapes = [t.shape for t in outputs(model, example_input)]
+
+    def works(some: Sequence[Block]) -> bool:
+        trial = copy.deepcopy(model)
+        called: list[str] = []
+        for block in some:
+            trial.get_submodule(block.name).register_forward_hook(lambda *_a, n=block.name: called.append(n))
+        remove_blocks(trial, [block.name for block in some])
+        try:
+            return [t.shape for t in outputs(trial, example_input)] == shapes and not called
+        except (RuntimeError, ValueError, AttributeError, TypeError, IndexError):
+            return False
+
+    if not blocks or works(blocks):
+        return blocks, []
+    good: list[Block] = []
+    notes = []
+    for block in blocks:
+        if works([*good, block]):
+            good.append(block)
+        else:
+            notes.append(f"depth: {block.name} adds its input, but the network fails without it; it stays")
+    return good, notes
+
+
+def remove_blocks(model: nn.Module, names: Sequence[str]) -> None:
+    """Put ``nn.Identity`` in the place of each named block of ``model``; other names stay as they are."""
+    for name in names:
+        model.set_submodule(name, nn.Identity())
+
+
+@contextmanager
+def skipped(model: nn.Module, names: Sequence[str]) -> Iterator[nn.Module]:
+    """``model`` without the named blocks while the context lasts, the very same model afterwards."""
+    originals = {name: model.get_submodule(name) for name in names}
+    try:
+        remove_blocks(model, names)
+        yield model
+    finally:
+        for name, module in originals.items():
+            model.set_submodule(name, module)
+
+
+def rank_blocks(model: nn.Module, blocks: Sequence[Block], loss: Callable[[nn.Module], float]) -> Ranking:
+    """How much ``loss(model)`` grows when each block is skipped alone. Smaller is better to remove."""
+    base = loss(model)
+    ranking: Ranking = {}
+    for block in blocks:
+        with skipped(model, [block.name]):
+            increase = float(loss(model)) - float(base)
+        ranking[block.name] = increase if math.isfinite(increase) else _INFINITE
+    return ranking
+
+
+def removal_order(blocks: Sequence[Block], ranking: Mapping[str, float] | None) -> list[str]:
+    """Names of ``blocks`` in the order of removal, lowest ranked first; equal ones later in the network first.
+
+    Without a ranking blocks go from the stage (blocks of one shape) that has lost the smallest share of its own, the
+    later stage first, its last block first: evenly spread, and a function of the network alone. Raises ValueError
+    where the ranking lacks a block.
+    """
+    if ranking is None:
+        stages: dict[tuple[int, ...], list[str]] = {}
+        for block in blocks:
+            stages.setdefault(block.shape, []).append(block.name)
+        place = {}
+        for number, names in enumerate(stages.values()):
+            for gone, name in enumerate(reversed(names), 1):
+                place[name] = (gone / (len(names) + 1), -number)
+        return sorted(place, key=lambda name: place[name])
+    missing = [block.name for block in blocks if block.name not in ranking]
+    if missing:
+        raise ValueError(f"the ranking has no value for block {missing[0]}: rank the blocks of this network again")
+    later_first = list(reversed(blocks))
+    return [b.name for b in sorted(later_first, key=lambda b: ranking[b.name])]
+
+
+@dataclass
+class _Call:
+    """One call of a module: its input, and whether that input was found added into the output."""
+
+    module: nn.Module
+    started: int
+    shape: torch.Size
+    extra: bool  # further tensors went in
+    residual: bool = False
+
+
+class _Tracer(TorchDispatchMode):
+    """Follows each open call's input through the operations that keep it: ``paths[id(tensor)][call] = added``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paths: dict[int, dict[int, bool]] = {}
+        self.alive: list[Tensor] = []
+        self.open: list[_Call | None] = []
+        self.finished: list[_Call] = []
+        self.count: dict[int, int] = {}
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self.count[id(module)] = self.count.get(id(module), 0) + 1
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+        if not args or not isinstance(args[0], Tensor):
+            self.open.append(None)
+            return
+        call = _Call(module, sum(self.count.values()), args[0].shape, extra=len(tensors) > 1)
+        self.open.append(call)
+        self._mark(args[0], {id(call): False})
+
+    def leave(self, output: Any) -> None:
+        call = self.open.pop()
+        if call is None:
+            return
+        same = isinstance(output, Tensor) and output.shape == call.shape
+        call.residual = same and self.paths.get(id(output), {}).get(id(call), False)
+        self.finished.append(call)
+
+    def _mark(self, tensor: Tensor, calls: Mapping[int, bool]) -> None:
+        if calls:
+            self.paths.setdefault(id(tensor), {}).update(calls)
+            self.alive.append(tensor)  # an id is unique only while its tensor lives
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.removeprefix("aten::")
+        inplace = name.endswith("_") and not name.endswith("__")
+        name = name.removesuffix("_") if inplace else name
+        calls: dict[int, bool] = {}
+        operands = [a for a in args if isinstance(a, Tensor)]
+        plain = name == "add" and len(operands) == 2 and (kwargs or {}).get("alpha", 1) == 1
+        if plain and operands[0].shape == operands[1].shape:
+            for operand in operands:
+                calls.update(dict.fromkeys(self.paths.get(id(operand), {}), True))
+        elif name in _PASSING and operands and isinstance(result, Tensor) and result.shape == operands[0].shape:
+            calls = self.paths.get(id(operands[0]), {})
+        if inplace and operands:
+            self.paths[id(operands[0])] = {}  # overwritten: what it carried is what the operation leaves
+        if isinstance(result, Tensor):
+            self._mark(result, dict(calls))
+        return result
+
+
+@contextmanager
+def _hooked(names: Mapping[nn.Module, str], tracer: _Tracer) -> Iterator[None]:
+    hooks = []
+    for module in names:
+        hooks.append(module.register_forward_pre_hook(tracer.enter, with_kwargs=True))
+        hooks.append(module.register_forward_hook(lambda _m, _a, output: tracer.leave(output)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

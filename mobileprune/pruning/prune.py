@@ -1,0 +1,146 @@
+"""One pruning step: a network and a scale in, the pruned network and its recipe out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+from torch import Tensor, nn
+
+from mobileprune.errors import MobilepruneError, UsageError
+from mobileprune.pruning.anatomy import Anatomy, Choice, rows_left
+from mobileprune.pruning.filters import choose, removed_positions
+from mobileprune.pruning.layers import Axis, outputs
+from mobileprune.pruning.recipe import Recipe, apply, require_pruned, require_same
+from mobileprune.scale import BASE, Scale
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned network: a new ``model`` that takes inputs of ``input_size`` (h, w), at ``scale`` of its base."""
+
+    model: nn.Module
+    input_size: tuple[int, int]
+    recipe: Recipe
+    scale: Scale
+
+
+def prune(
+    model: nn.Module,
+    scale: Scale,
+    example_input: Tensor,
+    *,
+    anatomy: Anatomy | None = None,
+    ranking: Mapping[str, float] | None = None,
+    recipe: Recipe | None = None,
+) -> Pruned:
+    """Prune ``model`` to the realisable scale closest to ``scale``, which is relative to the base; leave it untouched.
+
+    example_input: (N, C, H, W) at the base's size. anatomy: of the base, found here where ``model`` is the base.
+    ranking: which blocks go first (``rank_blocks``); without one they go evenly spread. recipe: what ``model`` has
+    already lost, where it is itself a pruned network (its fine-tuned weights then say which channels go next); the
+    anatomy is then needed.
+
+    Raises UsageError where the scale asks for what cannot be pruned, changes nothing, or is larger than the scale that
+    ``model`` already has; MobilepruneError where model, anatomy and recipe do not belong together.
+    """
+    if anatomy is None:
+        if recipe is not None:
+            raise UsageError("an already pruned model was given without the anatomy of its base: pass anatomy=")
+        anatomy = Anatomy.of(model, example_input)
+    if recipe is None:
+        require_same(anatomy.base, model, "the anatomy")
+    elif recipe.base != dict(anatomy.base) or recipe.base_input_size != anatomy.base_size:
+        raise MobilepruneError(
+            "the recipe and the anatomy belong to different base networks: analyse the recipe's base"
+        )
+    else:
+        require_pruned(recipe, model)
+    anatomy.require_possible(scale)
+    parent = recipe.scale if recipe else BASE
+    choice = anatomy.choose(scale, ranking, recipe.removed if recipe else ())
+    _require_smaller(scale, choice.scale, parent)
+
+    kept = _kept_positions(model, anatomy, choice, recipe)
+    child = Recipe(
+        scale=choice.scale,
+        removed=choice.removed,
+        kept={axis: at for axis, at in kept.items() if not _within(axis.layer, choice.removed)},
+        input_size=choice.size,
+        base_input_size=anatomy.base_size,
+        base=dict(anatomy.base),
+        versions=_versions(),
+    )
+    pruned = copy.deepcopy(model)
+    before = recipe.kept if recipe else {}
+    already = recipe.removed if recipe else ()
+    step = {axis: _relative(at, before.get(axis)) for axis, at in child.kept.items()}
+    apply(pruned, [name for name in choice.removed if name not in already], step)
+    _require_runs(pruned, example_input, child)
+    return Pruned(pruned, choice.size, child, choice.scale)
+
+
+def _require_smaller(asked: Scale, reached: Scale, parent: Scale) -> None:
+    for dimension in ("depth", "width", "resolution"):
+        there, wanted = getattr(parent, dimension), getattr(reached, dimension)
+        if wanted > there + 1e-9:
+            raise UsageError(
+                f"{dimension} {wanted:.3g} was asked of a model that is already at {there:.3g}: what was removed "
+                "cannot come back; start from a larger parent"
+            )
+    if reached == parent and asked != parent:
+        raise UsageError(
+            f"the scale {asked} changes nothing: the closest that this network can take is {reached}, where it already "
+            "is; choose a scale from its lattice"
+        )
+
+
+def _kept_positions(
+    model: nn.Module, anatomy: Anatomy, choice: Choice, recipe: Recipe | None
+) -> dict[Axis, tuple[int, ...]]:
+    """The base positions that stay on each axis that loses channels: the most important ones of each group."""
+    before = recipe.kept if recipe else {}
+    rows = []
+    for group, count in zip(anatomy.groups, choice.kept, strict=True):
+        alive = rows_left(group, before)
+        rows.append(choose(group, model, alive, count, before) if count < len(alive) else alive)
+    kept = removed_positions(anatomy.groups, rows, anatomy.axes)
+    return {axis: tuple(at.tolist()) for axis, at in kept.items()}
+
+
+def _relative(kept: tuple[int, ...], before: tuple[int, ...] | None) -> list[int]:
+    """Base positions as positions in a network that still has the base positions ``before``."""
+    return list(kept) if before is None else np.searchsorted(np.asarray(before), np.asarray(kept)).tolist()
+
+
+def _within(path: str, blocks: tuple[str, ...]) -> bool:
+    return any(path == block or path.startswith(block + ".") for block in blocks)
+
+
+def _require_runs(pruned: nn.Module, example_input: Tensor, recipe: Recipe) -> None:
+    """Run the result once, in eval mode: a network that cannot run is never handed out."""
+    inputs = example_input.new_zeros((1, example_input.shape[1], *recipe.input_size))
+    training = [module for module in pruned.modules() if module.training]
+    pruned.eval()
+    try:
+        outputs(pruned, inputs)
+    except Exception as error:
+        raise MobilepruneError(
+            f"the network pruned to {recipe.scale} does not run: {error}; please report it"
+        ) from error
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("mobileprune", "torch", "torch-pruning"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found

@@ -1,0 +1,57 @@
+"""Resolution: the input sizes that a network takes."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mobileprune.pruning.cost import Trace, trace
+
+SMALL_SIDE = 64  # inputs up to this side move in small steps
+SMALL_STEP, LARGE_STEP = 4, 16
+
+Size = tuple[int, int]
+
+
+def default_step(base: Size) -> int:
+    """4 px for inputs of up to 64 px, 16 px above: about 1/14 to 1/8 of the usual sides (32, 224)."""
+    return SMALL_STEP if max(base) <= SMALL_SIDE else LARGE_STEP
+
+
+def candidate_sizes(base: Size, step: int, smallest: float) -> list[Size]:
+    """(h, w) ascending, ending at ``base``: heights are multiples of ``step``, widths follow in the same ratio."""
+    height, width = base
+    heights = [h for h in range(step, height, step) if h / height >= smallest]
+    sizes = [(h, max(step, round(width * h / height / step) * step)) for h in heights]
+    return [*sizes, base]
+
+
+def working_sizes(model: nn.Module, example_input: Tensor, sizes: list[Size]) -> tuple[dict[Size, Trace], str | None]:
+    """The traces of ``model`` at the ``sizes`` it takes, the base (last) among them, and why it refuses the others.
+
+    A size is taken when the network runs at it, calls the same layers, and gives outputs of the same shape. Raises
+    what the network raises at its base size.
+    """
+    traces: dict[Size, Trace] = {}
+    refused: dict[Size, str] = {}
+    for size in reversed(sizes):
+        inputs = example_input.new_ones((1, example_input.shape[1], *size)) * 0.1
+        try:
+            found = trace(model, inputs)
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, ZeroDivisionError) as error:
+            if not traces:
+                raise
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            refused[size] = f"it fails ({lines[0][:150]})"
+            continue
+        base = next(iter(traces.values()), found)
+        if found.layers != base.layers:
+            refused[size] = "it takes another path"
+        elif found.output_shapes != base.output_shapes:
+            refused[size] = "its output changes shape"
+        else:
+            traces[size] = found
+    if not refused:
+        return traces, None
+    first = max(refused)
+    listed = ", ".join(f"{h}x{w}" for h, w in sorted(refused))
+    return traces, f"not at {listed}: at {first[0]}x{first[1]} {refused[first]}"

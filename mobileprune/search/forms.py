@@ -1,0 +1,243 @@
+"""The forms an accuracy surface can take; each is monotone in depth, width and resolution.
+
+A form is fitted to samples by ``fit(samples, axes)`` and evaluated by ``value(x)`` on (n, 3) scales. Evaluation uses
+analytic functions only, so that gradients come from complex steps to machine precision.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from mobileprune.search.residual import ResidualGP
+from mobileprune.search.samples import Array, Axes, Samples
+
+RIDGE = 0.003  # keeps collinear columns apart; small beside residuals of some tenths of a point
+NUGGET = 0.005  # accuracy of one architecture against a smooth surface: 0.3 to 0.5 points on published grids
+
+
+class Fitted(Protocol):
+    """A fitted form."""
+
+    def value(self, x: NDArray) -> NDArray:
+        """(n,) values at (n, 3) scales."""
+
+
+def weights_of(samples: Samples) -> Array:
+    """Relative weights (n,) of the samples, their root mean square being 1: measured noise and the nugget."""
+    weight = 1.0 / np.sqrt(samples.noise**2 + NUGGET**2)
+    return weight / np.sqrt(np.mean(weight**2))
+
+
+def nonnegative(columns: Array, y: Array, weight: Array, ridge: float | Array = RIDGE, center: float = 0.0) -> Array:
+    """Coefficients >= 0 of least ``|weight * (columns @ c - y)|^2 + ridge * |c|^2``, with a free intercept put last."""
+    n = columns.shape[1]
+    one = weight[:, None]
+    penalty = np.sqrt(np.broadcast_to(np.asarray(ridge, dtype=float), (n,)))
+    upper = np.hstack([columns * one, one, -one])
+    lower = np.hstack([np.diag(penalty), np.zeros((n, 2))])
+    solution, _ = nnls(np.vstack([upper, lower]), np.concatenate([(y - center) * weight, np.zeros(n)]))
+    return np.append(solution[:n], solution[n] - solution[n + 1] + center)
+
+
+@dataclass(frozen=True)
+class MonotoneLog:
+    """Non-negative least squares on concave functions of log d, log w and log r.
+
+    With t in [0, 1] the scaled logarithms the columns are t, 1-(1-t)^2 per axis and 1-prod(1-t) per pair and triple of
+    axes: all of them ascend in every axis, and the products let one dimension be worth less where another is large.
+    """
+
+    axes: Axes
+    coefficients: Array
+
+    @staticmethod
+    def columns(u: NDArray) -> NDArray:
+        rest = 1.0 - u
+        n = u.shape[1]
+        out = [u[:, i] for i in range(n)] + [1.0 - rest[:, i] ** 2 for i in range(n)]
+        for size in range(2, n + 1):
+            out += [1.0 - rest[:, list(group)].prod(axis=1) for group in itertools.combinations(range(n), size)]
+        return np.stack(out, axis=1) if out else np.zeros((len(u), 0), dtype=u.dtype)
+
+    @classmethod
+    def fit(cls, samples: Samples, axes: Axes) -> MonotoneLog:
+        columns = cls.columns(axes.unit(samples.x))
+        center = float(np.average(samples.y, weights=weights_of(samples) ** 2))
+        return cls(axes, nonnegative(columns, samples.y, weights_of(samples), center=center))
+
+    def value(self, x: NDArray) -> NDArray:
+        return self.columns(self.axes.unit(x)) @ self.coefficients[:-1] + self.coefficients[-1]
+
+
+@dataclass(frozen=True)
+class PowerLawGP:
+    """A saturating power law a - b d^-0.6 - c w^-0.6 - e r^-1.3 and a Gaussian process on what it leaves over.
+
+    The process is damped just enough for the sum to ascend in every axis over the sampled box.
+    """
+
+    axes: Axes
+    coefficients: Array
+    process: ResidualGP
+    damping: float
+
+    POWERS = (0.6, 0.6, 1.3)
+    LENGTH = 0.7
+
+    @classmethod
+    def _trend_columns(cls, x: NDArray, axes: Axes) -> NDArray:
+        low, p = axes.low, cls.POWERS
+        out = [1.0 - (x[:, i] ** -p[i] - 1.0) / (low[i] ** -p[i] - 1.0) for i in axes.active]
+        return np.stack(out, axis=1) if out else np.zeros((len(x), 0), dtype=x.dtype)
+
+    @classmethod
+    def fit(cls, samples: Samples, axes: Axes) -> PowerLawGP:
+        weight = weights_of(samples)
+        columns = cls._trend_columns(samples.x, axes)
+        center = float(np.average(samples.y, weights=weight**2))
+        # The ridge pulls towards an equal share of the range for each axis, so that no axis is flat without evidence.
+        share = 0.2 * float(np.ptp(samples.y)) / max(columns.shape[1], 1)
+        pulled = nonnegative(columns, samples.y - columns.sum(axis=1) * share, weight, 0.02, center - share)
+        coefficients = np.append(pulled[:-1] + share, pulled[-1])
+        residual = samples.y - columns @ coefficients[:-1] - coefficients[-1]
+        noise = np.sqrt(samples.noise**2 + NUGGET**2)
+        variance = max(float(np.ptp(samples.y)) * 0.08, 0.005) ** 2
+        process = ResidualGP.fit(axes.unit(samples.x), residual, noise, variance, cls.LENGTH)
+        free = cls(axes, coefficients, process, 1.0)
+        return cls(axes, coefficients, process, free._admissible_damping())
+
+    def _admissible_damping(self) -> float:
+        """The largest share of the process (at most 1) that keeps every slope above a small positive one."""
+        active = self.axes.active
+        if not active:
+            return 1.0
+        steps = 9 if len(active) < 3 else 7
+        sides = [np.geomspace(self.axes.low[i], 1.0, steps) for i in active]
+        grid = np.ones((steps ** len(active), 3))
+        grid[:, list(active)] = np.stack([g.ravel() for g in np.meshgrid(*sides, indexing="ij")], axis=1)
+        damping = 1.0
+        for axis in active:
+            shifted = grid.astype(complex)
+            shifted[:, axis] += 1e-20j
+            trend = (self._trend_columns(shifted, self.axes) @ self.coefficients[:-1]).imag / 1e-20
+            wave = self.process.mean(self.axes.unit(shifted)).imag / 1e-20
+            falling = wave < -0.8 * trend
+            if falling.any():
+                damping = min(damping, float((0.8 * trend[falling] / -wave[falling]).min()))
+        return damping
+
+    def value(self, x: NDArray) -> NDArray:
+        trend = self._trend_columns(x, self.axes) @ self.coefficients[:-1] + self.coefficients[-1]
+        return trend + self.damping * self.process.mean(self.axes.unit(x))
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """F(d, w, r) = sum over q of H(d; s_q) H(w; u_q) H(r; v_q), H of degree K (arXiv 2010.04879, section 3.2).
+
+    H is written on the Bernstein basis of [0, 1] with coefficients that ascend from a value >= 0, which makes H, and so
+    the sum of products, ascend on the whole domain. ``factors``: (R, 3, K+1) coefficients >= 0 of the cumulated basis.
+    """
+
+    degree: int
+    factors: Array
+
+    @staticmethod
+    def columns(t: NDArray, degree: int) -> NDArray:
+        """(n, K+1) cumulated Bernstein polynomials: column j is the sum of B_k for k >= j, ascending in t."""
+        from math import comb
+
+        single = [comb(degree, k) * t**k * (1.0 - t) ** (degree - k) for k in range(degree + 1)]
+        return np.cumsum(np.stack(single, axis=1)[:, ::-1], axis=1)[:, ::-1]
+
+    @classmethod
+    def fit(
+        cls, samples: Samples, axes: Axes, rank: int, degree: int, start: LowRank | None = None, rounds: int = 60
+    ) -> LowRank:
+        """Alternating non-negative least squares: with two of the three factors held the third is linear."""
+        weight = weights_of(samples)
+        scale = float(np.abs(samples.y).max()) or 1.0
+        basis = [cls.columns(samples.x[:, i], degree) for i in range(3)]
+        factors = cls._start(rank, degree) if start is None else start.factors / [[[1.0], [1.0], [scale]]]
+        target = np.concatenate([samples.y / scale * weight, np.zeros(rank * (degree + 1))])
+        penalty = np.sqrt(RIDGE * 0.1) * np.diag(np.tile([0.01] + [1.0] * degree, rank))
+        last = np.inf
+        for _ in range(rounds):
+            for axis in (*axes.active, 2) if 2 not in axes.active else axes.active:
+                factors = _balanced(factors)
+                values = np.stack([basis[i] @ factors[:, i].T for i in range(3)])
+                others = np.prod(np.delete(values, axis, axis=0), axis=0) * weight[:, None]
+                design = (others[:, :, None] * basis[axis][:, None, :]).reshape(len(weight), -1)
+                found, miss = nnls(np.vstack([design, penalty]), target, maxiter=200 * design.shape[1])
+                factors[:, axis] = found.reshape(rank, -1)
+            if last - miss < 1e-5 * max(miss, 1e-3):
+                break
+            last = miss
+        factors[:, 2] *= scale
+        return cls(degree, factors)
+
+    @staticmethod
+    def _start(rank: int, degree: int) -> Array:
+        """Terms that differ: the first is nearly constant, the later ones rise."""
+        factors = np.full((rank, 3, degree + 1), 0.2)
+        factors[:, :, 0] = 1.0
+        for q in range(1, rank):
+            factors[q, :, 0] = 0.1
+            factors[q, :, 1:] = 0.3 + 0.2 * q
+        return factors
+
+    def value(self, x: NDArray) -> NDArray:
+        terms = [self.columns(x[:, i], self.degree) @ self.factors[:, i].T for i in range(3)]
+        return (terms[0] * terms[1] * terms[2]).sum(axis=1)
+
+
+def _balanced(factors: Array) -> Array:
+    """The same products with depth and width factors of maximum 1, so that alternating steps stay well scaled."""
+    size = np.maximum(factors.sum(axis=2, keepdims=True), 1e-12)
+    carried = factors / size
+    carried[:, 2:] *= size.prod(axis=1, keepdims=True)
+    return carried
+
+
+@dataclass(frozen=True)
+class Form:
+    """A named way to fit a surface; ``parameters`` of it are counted to refuse more than the samples carry."""
+
+    name: str
+    rank: int | None
+    degree: int | None
+    fit: Callable[[Samples, Axes, Fitted | None], Fitted]
+
+
+def low_rank_form(rank: int, degree: int) -> Form:
+    def fit(samples: Samples, axes: Axes, start: Fitted | None) -> Fitted:
+        warm = start if isinstance(start, LowRank) else None
+        return LowRank.fit(samples, axes, rank, degree, warm, 60 if warm is None else 12)
+
+    return Form("polynomial", rank, degree, fit)
+
+
+MONOTONE = Form("monotone", None, None, lambda samples, axes, _: MonotoneLog.fit(samples, axes))
+POWER_LAW_GP = Form("power-law-gp", None, None, lambda samples, axes, _: PowerLawGP.fit(samples, axes))
+NAMES = ("monotone", "power-law-gp", "polynomial")
+
+
+def candidates(name: str, samples: Samples, axes: Axes) -> list[Form]:
+    """The forms to compare under ``name`` ("auto" or one of NAMES): ranks and degrees that the samples can carry."""
+    largest = 3 if len(samples) >= 10 else 2
+    pairs = [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
+    carried = [
+        (rank, degree)
+        for rank, degree in pairs
+        if degree <= largest and (rank == 1 or rank * (len(axes.active) * degree + 1) <= len(samples) + 2)
+    ]
+    polynomials = [low_rank_form(rank, degree) for rank, degree in carried]
+    named = {"monotone": [MONOTONE], "power-law-gp": [POWER_LAW_GP], "polynomial": polynomials}
+    return [MONOTONE, POWER_LAW_GP, *polynomials] if name == "auto" else named[name]

@@ -1,0 +1,172 @@
+"""Which scales to probe: a few that see every axis and their mixes, then those that most improve the decision."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from mobileprune.scale import BASE, Lattice, Scale
+from mobileprune.search.accuracy import AccuracySurrogate
+from mobileprune.search.samples import Array, points
+from mobileprune.search.solver import Constraint, Field, survey
+
+THRESHOLD = 0.0003  # an expected gain of 0.03 points is not worth another probe
+_CONTENDERS = 160  # candidates that a probe's gain is computed for
+_DEEP, _HALF = 1.6, 0.5  # probes beyond and before the budget, as powers of the share that is cut
+_TILT = 0.6
+
+Cost = Callable[[Sequence[Scale]], Array]  # relative or absolute cost (n,) of scales; the base must be among its domain
+
+
+def parent_of(scale: Scale, done: Iterable[Scale]) -> Scale:
+    """The nearest scale of ``done`` (the base counts as done) that is at least ``scale`` in every dimension.
+
+    Near means the least sum of logarithmic steps: the least is cut from its weights.
+    """
+    target = np.log(scale.as_tuple())
+    ancestors = [s for s in {*done, BASE} if s != scale and np.all(np.log(s.as_tuple()) >= target - 1e-9)]
+    return min(ancestors, key=lambda s: (float((np.log(s.as_tuple()) - target).sum()), s), default=BASE)
+
+
+def initial_probes(lattice: Lattice, n: int, cost: Cost | None = None, budget: float | None = None) -> list[Scale]:
+    """Up to ``n`` distinct scales of ``lattice`` to probe first, ancestors before descendants; the base is not among them.
+
+    With ``cost`` (predicted, any unit) and ``budget`` (a share of the base's cost) the probes lie around the scales that
+    just keep the budget: each axis alone, all axes together, pairs, then deeper and shallower. Without a budget they are
+    the corners and middles of the lattice. Nothing is cut where the lattice holds fewer scales than asked.
+    """
+    low = _corner(lattice, cost, budget)
+    active = [i for i in range(3) if low[i] < 0.0]
+    chosen: list[Scale] = []
+    design = _corners(active) if cost is None or budget is None else _around(active)
+    for weights, power in design:
+        if len(chosen) >= n:
+            break
+        direction = np.zeros(3)
+        direction[active] = weights
+        direction = direction * low
+        reach = 1.0 if cost is None or budget is None else _reach(lattice, cost, budget**power, direction)
+        scale = lattice.nearest(Scale(*np.exp(np.clip(direction * reach, np.log(lattice.smallest.as_tuple()), 0.0))))
+        if scale != BASE and scale not in chosen:
+            chosen.append(scale)
+    spare = sorted((s for s in lattice if s != BASE and s not in chosen), key=lambda s: _remoteness(s, chosen, low))
+    while len(chosen) < n and spare:
+        chosen.append(spare.pop())
+        spare.sort(key=lambda s: _remoteness(s, chosen, low))
+    return sorted(chosen, key=lambda s: (-s.nominal_cost, s))
+
+
+def _axes(lattice: Lattice) -> tuple[tuple[float, ...], ...]:
+    return (lattice.depths, lattice.widths, lattice.resolutions)
+
+
+def _corner(lattice: Lattice, cost: Cost | None, budget: float | None) -> Array:
+    """Per axis the logarithm of the smallest share worth a probe: where this axis alone keeps the budget."""
+    low = np.log([axis[0] for axis in _axes(lattice)])
+    if cost is None or budget is None:
+        return low
+    base = float(np.asarray(cost([BASE]))[0])
+    for i, axis in enumerate(_axes(lattice)):
+        line = [Scale(*(value if k == i else 1.0 for k in range(3))) for value in axis]
+        inside = np.flatnonzero(np.asarray(cost(line)) <= budget * base)
+        if len(inside):
+            low[i] = np.log(axis[min(int(inside[-1]), len(axis) - 1)])
+    return low
+
+
+def _reach(lattice: Lattice, cost: Cost, budget: float, direction: Array) -> float:
+    """How far along ``direction`` (logarithms) the cost falls to ``budget`` times the base's; at most to the lattice's end."""
+    steps = np.linspace(0.0, 4.0, 81)
+    floor = np.log(lattice.smallest.as_tuple())
+    line = [Scale(*np.exp(np.clip(direction * t, floor, 0.0))) for t in steps]
+    values = np.asarray(cost([lattice.nearest(s) for s in [BASE, *line]]), dtype=float)
+    inside = np.flatnonzero(values[1:] <= budget * values[0])
+    return float(steps[inside[0]]) if len(inside) else float(steps[-1])
+
+
+Design = list[tuple[Array, float]]
+
+
+def _around(active: Sequence[int]) -> Design:
+    """Directions (weights per active axis) and powers of the budget, the most telling first."""
+    m = len(active)
+    unit, ones = np.eye(m), np.ones(m)
+    pairs = [unit[i] + unit[j] for i, j in ((0, 2), (0, 1), (1, 2))] if m > 2 else []
+    tilted = [ones + _TILT * (2.0 * u - 1.0) for u in unit] if m > 1 else []
+    out: Design = [(ones, 1.0), *((u, 1.0) for u in unit)]
+    out += [(p, 1.0) for p in pairs[:2]]
+    out += [(ones, _DEEP)]
+    out += [(p, 1.0) for p in pairs[2:]]
+    out += [(ones, _HALF), *((t, 1.0) for t in tilted)]
+    return out if m else []
+
+
+def _corners(active: Sequence[int]) -> Design:
+    """Ends of every axis, the far corner, then middles and mixes (weights of the lattice's logarithmic extent)."""
+    m = len(active)
+    unit, ones = np.eye(m), np.ones(m)
+    pairs = [unit[i] + unit[j] for i, j in itertools.combinations(range(m), 2)] if m > 2 else []
+    ends = [*unit, ones] if m > 1 else [ones]
+    middles = [0.5 * ones, *(0.5 * u for u in unit)] if m > 1 else [0.5 * ones]
+    mixes = [ones - 0.5 * u for u in unit] if m > 1 else [0.75 * ones, 0.25 * ones]
+    return [(v, 1.0) for v in [*ends, *middles[:1], *(0.75 * p for p in pairs), *middles[1:], *mixes, *pairs]] if m else []
+
+
+def _remoteness(scale: Scale, chosen: Sequence[Scale], low: Array) -> tuple[float, Scale]:
+    """Distance to the nearest chosen scale (or the base), within the region first."""
+    size = np.where(low < 0.0, -low, 1.0)
+    away = [float(np.abs((np.log(scale.as_tuple()) - np.log(c.as_tuple())) / size).sum()) for c in [*chosen, BASE]]
+    outside = float(np.maximum((low - np.log(scale.as_tuple())) / size, 0.0).sum())
+    return (min(away) - 2.0 * outside, scale)
+
+
+def next_probe(
+    accuracy: AccuracySurrogate,
+    constraints: Sequence[Constraint],
+    candidates: Sequence[Scale] | Lattice,
+    done: Iterable[Scale] = (),
+    confidence: float = 0.5,
+    threshold: float = THRESHOLD,
+) -> Scale | None:
+    """The candidate whose probe promises the largest gain of the decision, or None below ``threshold`` (a fraction).
+
+    The gain is the knowledge gradient: the expected best accuracy after the probe less the best expected now, over the
+    candidates that keep the limits, for a Gaussian belief around the surrogate. ``done`` scales are not probed again.
+    """
+    best = rate_probes(accuracy, survey(accuracy, constraints, candidates), done, confidence)
+    return best[0] if best is not None and best[1] >= threshold else None
+
+
+def rate_probes(
+    accuracy: AccuracySurrogate, field: Field, done: Iterable[Scale] = (), confidence: float = 0.5
+) -> tuple[Scale, float] | None:
+    """The best next probe and its expected gain (a fraction); None where no feasible candidate is left to probe."""
+    known = set(done) | {Scale(*row) for row in accuracy.samples.x}
+    ranking = field.ranking()
+    optimistic = field.mean + 3.0 * field.std
+    kept = [int(i) for i in ranking if field.joint[i] >= confidence - 1e-12]
+    if not kept:
+        return None
+    kept = [i for i in kept if optimistic[i] >= field.mean[kept[0]]]
+    contenders = [kept[0], *sorted(kept[1:], key=lambda i: (-optimistic[i], i))][:_CONTENDERS]
+    gains = _knowledge_gradient(accuracy, field, contenders)
+    open_ = [k for k, i in enumerate(contenders) if field.scales[i] not in known]
+    if not open_:
+        return None
+    k = max(open_, key=lambda k: (round(float(gains[k]), 9), -k))
+    return field.scales[contenders[k]], float(gains[k])
+
+
+def _knowledge_gradient(accuracy: AccuracySurrogate, field: Field, contenders: Sequence[int]) -> Array:
+    """Expected gain (n,) of probing each contender, by Gauss-Hermite quadrature over the probe's outcome."""
+    x = points([field.scales[i] for i in contenders])
+    mean = field.mean[list(contenders)]
+    covariance = accuracy.covariance(x)
+    outcome = np.sqrt(np.diag(covariance) + accuracy.noise**2)
+    shift = covariance / outcome[None, :]  # column k: how all means move when the probe of k comes out one sigma high
+    nodes, weights = np.polynomial.hermite_e.hermegauss(21)
+    weights = weights / weights.sum()
+    best = np.stack([(mean[:, None] + shift * node).max(axis=0) for node in nodes])
+    return weights @ best - mean.max()

@@ -1,0 +1,26 @@
+"""Finetune: the pruned network trained to the end of its schedule, taught by the base."""
+
+from __future__ import annotations
+
+from mobileprune.stages import weights
+from mobileprune.stages.context import Context
+from mobileprune.stages.prune import restore
+from mobileprune.stages.records import scale_key
+from mobileprune.stages.solve import chosen_scale
+from mobileprune.stages.train import describe, scores, train
+
+
+def finetune(ctx: Context) -> None:
+    """Fine-tune the pruned network of the chosen scale; weights go to ``results/SCALE/weights.safetensors``."""
+    scale = chosen_scale(ctx.run)
+    key = scale_key(scale)
+    if ctx.run.journal.get("finetuned", key) is not None:
+        return
+    ctx.display.stage("finetune", f"{scale}, {ctx.schedule('result').epochs} epochs, distilled from the base")
+    folder = ctx.folder("results", key)
+    network = restore(ctx, folder, "pruned")
+    view = ctx.view_at(network.size)
+    train(ctx, network.model, view, "result", f"finetune {key}", distill=True)
+    weights.store(network.model, folder / "weights.safetensors")
+    entry = ctx.run.journal.append("finetuned", key, scale=scale.as_tuple(), **scores(ctx, network.model, view))
+    ctx.display.say(f"accuracy {describe(entry)}")

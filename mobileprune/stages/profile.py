@@ -1,0 +1,111 @@
+"""Profile: real latencies of many scales on the device. Weights do not matter for time, so nothing is trained here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import exporters
+from device_profiles.benchmark import Measurement, Report, benchmark
+from device_profiles.devices import open_device
+from mobileprune.pruning.prune import prune
+from mobileprune.run import write_json
+from mobileprune.scale import BASE, Lattice, Scale
+from mobileprune.stages.context import Context
+from mobileprune.stages.records import Costs, scale_key
+from mobileprune.stages.train import train_base
+
+
+def profile(ctx: Context) -> None:
+    """Measure the latency of a spread of scales beside the base, all in the same rounds, and count their work."""
+    train_base(ctx)
+    lattice_file = ctx.run.path / "profile" / "lattice.json"
+    if not lattice_file.exists():
+        lattice = ctx.anatomy.lattice()
+        write_json(lattice_file, Costs.of(lattice, lambda s: ctx.anatomy.cost(s, ctx.ranking)).to_dict())
+        for note in ctx.anatomy.notes:
+            ctx.run.journal.append("note", note)
+    costs = Costs.read(lattice_file)
+    scales = spread(costs.lattice, int(ctx.asked["profile_scales"]))
+    waiting = [s for s in scales if ctx.run.journal.get("latency", scale_key(s)) is None]
+    if not waiting:
+        return
+    ctx.display.stage("profile", f"latency of {len(scales)} scales on {ctx.profile.title}")
+    files = {scale_key(s): path for s, path in _exported(ctx, scales).items()}
+    report = measure(ctx, files)
+    record(ctx, report.measurements, {scale_key(s): (s, files[scale_key(s)].stat().st_size) for s in scales})
+    for path in files.values():
+        path.unlink()
+
+
+def spread(lattice: Lattice, count: int) -> list[Scale]:
+    """``count`` scales that cover the lattice: the base, then each time the one farthest (in logs) from all so far."""
+    points = list(lattice)
+    spans = [max(-math.log(axis[0]), 1e-9) for axis in (lattice.depths, lattice.widths, lattice.resolutions)]
+
+    def place(scale: Scale) -> tuple[float, ...]:
+        return tuple(math.log(v) / span for v, span in zip(scale.as_tuple(), spans, strict=True))
+
+    chosen = [BASE]
+    distance = {p: math.dist(place(p), place(BASE)) for p in points}
+    while len(chosen) < min(count, len(points)):
+        farthest = max(points, key=lambda p: (distance[p], p.as_tuple()))
+        chosen.append(farthest)
+        for p in points:
+            distance[p] = min(distance[p], math.dist(place(p), place(farthest)))
+    return chosen
+
+
+def _exported(ctx: Context, scales: Iterable[Scale]) -> dict[Scale, Path]:
+    """Each scale's network with untrained weights as a file for the device; those already there are kept."""
+    scales = list(scales)
+    folder = ctx.folder("profile")
+    paths: dict[Scale, Path] = {}
+    with ctx.display.work(f"exporting {len(scales)} networks", len(scales)) as advance:
+        for done, scale in enumerate(scales):
+            path = folder / f"{scale_key(scale)}.{ctx.profile.format}"
+            if not path.exists():
+                model, size = shaped(ctx, scale)
+                export_for_timing(ctx, model, size, path)
+            paths[scale] = path
+            advance(done + 1, str(scale))
+    return paths
+
+
+def shaped(ctx: Context, scale: Scale) -> tuple[nn.Module, int]:
+    """The base pruned to ``scale``, not fine-tuned, and its input size."""
+    if scale == BASE:
+        return ctx.base, ctx.data.size
+    pruned = prune(ctx.base, scale, ctx.example[:1], anatomy=ctx.anatomy, ranking=ctx.ranking)
+    return pruned.model, pruned.input_size[0]
+
+
+def export_for_timing(ctx: Context, model: nn.Module, size: int, path: Path) -> None:
+    """A file that takes the time of the final artifact; it is not verified and not kept."""
+    spec = exporters.InputSpec(3, size, size, ctx.view.mean, ctx.view.std)
+    exporters.export(model, spec, path, format=ctx.profile.format, simplify=False)
+
+
+def measure(ctx: Context, files: Mapping[str, Path]) -> Report:
+    """Time the files on the run's device, interleaved."""
+    device = open_device(ctx.profile)
+    with ctx.display.work(f"measuring {len(files)} files on {ctx.profile.name}", 1) as advance:
+        report = benchmark(device, files, seed=ctx.seed, progress=lambda done, total: advance(done / total))
+    for warning in report.warnings:
+        ctx.display.say(f"[yellow]{warning}")
+    return report
+
+
+def record(ctx: Context, found: Mapping[str, Measurement], scales: Mapping[str, tuple[Scale, int]]) -> None:
+    """Journal each scale's latency with that of the base in the same rounds, so that drift of the device cancels.
+
+    found: measurements by scale key, the base among them. scales: by scale key, the scale and its file's bytes.
+    """
+    base = found[scale_key(BASE)]
+    for key, (scale, size) in scales.items():
+        data: dict[str, Any] = {"scale": scale.as_tuple(), "size_bytes": size, "base_ms": base.latency_ms}
+        ctx.run.journal.append("latency", key, **data, measurement=found[key].to_dict())

@@ -1,0 +1,115 @@
+"""What the stages leave for one another, read without torch so that `mobileprune solve` answers at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mobileprune.errors import MobilepruneError
+from mobileprune.run import Entry, Run
+from mobileprune.scale import Lattice, Scale
+
+
+def scale_key(scale: Scale) -> str:
+    """A name for a scale that sorts and is fit for a file: ``d0.6667-w0.8125-r0.8750``."""
+    return f"d{scale.depth:.4f}-w{scale.width:.4f}-r{scale.resolution:.4f}"
+
+
+class CostLike(Protocol):
+    """What a pruned network takes, counted and not measured."""
+
+    @property
+    def macs(self) -> int: ...
+    @property
+    def params(self) -> int: ...
+    @property
+    def peak_activation_bytes(self) -> int: ...
+    @property
+    def features(self) -> Mapping[str, float]: ...
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The realisable scales and what each takes: ``macs``, ``params``, ``memory`` (bytes), work per operator kind."""
+
+    lattice: Lattice
+    table: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, lattice: Lattice, cost: Callable[[Scale], CostLike]) -> Costs:
+        """Count every scale of the lattice."""
+        table = {}
+        for scale in lattice:
+            c = cost(scale)
+            features = {k: round(v, 9) for k, v in c.features.items()}
+            table[scale_key(scale)] = {
+                "macs": c.macs,
+                "params": c.params,
+                "memory": c.peak_activation_bytes,
+                "features": features,
+            }
+        return cls(lattice, table)
+
+    @classmethod
+    def read(cls, path: Path) -> Costs:
+        """Read what ``to_dict`` gave. Raises MobilepruneError where the run has no profile yet."""
+        if not path.exists():
+            run = path.parent.parent
+            raise MobilepruneError(f"{run} has no profile yet; run `mobileprune profile {run}` first")
+        data = json.loads(path.read_text())
+        axes = data["lattice"]
+        lattice = Lattice(tuple(axes["depths"]), tuple(axes["widths"]), tuple(axes["resolutions"]))
+        return cls(lattice, data["costs"])
+
+    def to_dict(self) -> dict[str, Any]:
+        axes = {name: list(getattr(self.lattice, name)) for name in ("depths", "widths", "resolutions")}
+        return {"lattice": axes, "costs": self.table}
+
+    def __getitem__(self, scale: Scale) -> Mapping[str, Any]:
+        return self.table[scale_key(scale)]
+
+    def features(self, scale: Scale) -> Mapping[str, float]:
+        features: Mapping[str, float] = self[scale]["features"]
+        return features
+
+
+def read_costs(run: Run) -> Costs:
+    return Costs.read(run.path / "profile" / "lattice.json")
+
+
+def scale_of(entry: Entry) -> Scale:
+    return Scale(*entry["scale"])
+
+
+@dataclass(frozen=True)
+class LatencySample:
+    """A measured latency as a share of the base's in the same rounds, with its standard error."""
+
+    scale: Scale
+    share: float
+    std: float
+    size_bytes: int
+
+
+def latency_samples(run: Run) -> list[LatencySample]:
+    """All measured scales of a run. Raises MobilepruneError where there is none."""
+    samples = []
+    for entry in run.journal.all("latency"):
+        found, base = entry["measurement"], entry["base_ms"]
+        # A 95 % interval is about four standard errors wide.
+        std = (found["high_ms"] - found["low_ms"]) / 4 / base
+        samples.append(LatencySample(scale_of(entry), found["latency_ms"] / base, std, entry["size_bytes"]))
+    if not samples:
+        raise MobilepruneError(f"{run.path} has no profile yet; run `mobileprune profile {run.path}` first")
+    return samples
+
+
+def base_latency_ms(run: Run) -> float:
+    """The base's latency in the newest rounds it was measured in."""
+    newest = run.journal.newest("latency")
+    if newest is None:
+        raise MobilepruneError(f"{run.path} has no profile yet; run `mobileprune profile {run.path}` first")
+    return float(newest["base_ms"])

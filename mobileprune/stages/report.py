@@ -1,0 +1,72 @@
+"""Report: report.html from what the journal holds."""
+
+from __future__ import annotations
+
+from mobileprune.report.figures import Evidence, Point
+from mobileprune.report.page import page
+from mobileprune.run import Run, write_text
+from mobileprune.scale import BASE, Scale
+from mobileprune.stages.context import Context
+from mobileprune.stages.records import scale_key, scale_of
+from mobileprune.stages.solve import Problem, chosen_scale, current_budgets, describe_solution, solve_run
+from mobileprune.stages.summary import summarise
+
+
+def report(ctx: Context) -> None:
+    """Write ``report.html`` for the current budgets into the run folder."""
+    run = ctx.run
+    path = run.path / "report.html"
+    budgets = current_budgets(run)
+    search = describe_solution(run, solve_run(run, budgets), budgets)
+    command = " ".join(["mobileprune optimize --run NEW_FOLDER", *(f"--budget {b}" for b in budgets), _flags(run)])
+    write_text(path, page(summarise(run), evidence(run), search, run.asked, command))
+    ctx.display.stage("report", str(path))
+    run.journal.append("report", scale_key(chosen_scale(run)), path=path.name)
+
+
+def _flags(run: Run) -> str:
+    model, data = run.asked["model"], run.asked["data"]
+    source = model["name"] if model["library"] == "mobileprune" else f"{model['library']}:{model['name']}"
+    arguments = [f"--model-arg {k}={v}" for k, v in model.get("arguments", {}).items()]
+    flags = ["--model", source, *arguments, "--data", data["spec"], "--device", run.asked["device"]]
+    return " ".join([*flags, "--seed", str(run.asked["seed"])])
+
+
+def evidence(run: Run) -> Evidence:
+    """What the figures show: the base, the result, the probes, the measured scales and the frontier."""
+    problem = Problem(run, current_budgets(run))
+    solution = solve_run(run, problem.budgets)
+    scale = chosen_scale(run)
+    first = problem.constraints[0]
+    return Evidence(
+        base=_point(problem, BASE, "base"),
+        result=_point(problem, scale, "finetuned"),
+        probes=[_point(problem, scale_of(e), "probe") for e in run.journal.all("probe")],
+        measured=[_point(problem, scale_of(e), "") for e in run.journal.all("latency")],
+        frontier=[(p.limit, p.accuracy.mean, p.accuracy.low, p.accuracy.high, str(p.scale)) for p in solution.frontier],
+        limit_name=first.name,
+        limit_unit=first.unit,
+    )
+
+
+def _point(problem: Problem, scale: Scale, kind: str) -> Point:
+    """``kind``: the journal's kind that holds the accuracy; empty where there is none."""
+    journal = problem.run.journal
+    scored = journal.get("base", "score") if kind == "base" else journal.get(kind, scale_key(scale)) if kind else None
+    timed = journal.get("latency", scale_key(scale))
+    predicted = float(problem.latency.predict([scale], [problem.costs.features(scale)])[0][0])
+    ms = low = high = predicted
+    if timed is not None:
+        to_now = problem.base_ms / timed["base_ms"]
+        ms, low, high = (to_now * timed["measurement"][k] for k in ("latency_ms", "low_ms", "high_ms"))
+    accuracy = scored["validation"] if scored else None
+    return Point(
+        label=str(scale),
+        accuracy=accuracy["accuracy"] if accuracy else None,
+        std=accuracy["std"] if accuracy else 0.0,
+        latency_ms=ms,
+        low_ms=low,
+        high_ms=high,
+        predicted_ms=predicted,
+        macs=problem.costs[scale]["macs"],
+    )

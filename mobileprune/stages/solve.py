@@ -1,0 +1,221 @@
+"""Solve: the best scale for the budgets, from the journal alone; nothing here imports torch, so it answers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from mobileprune.budget import Budget, budgets_key, parse_budgets, shown
+from mobileprune.errors import MobilepruneError, UsageError
+from mobileprune.run import Run
+from mobileprune.scale import BASE, Scale
+from mobileprune.search.accuracy import AccuracySurrogate, fit_accuracy
+from mobileprune.search.latency import LatencySurrogate, fit_latency
+from mobileprune.search.probes import initial_probes, next_probe
+from mobileprune.search.solver import Constraint, Solution, counted_constraint, latency_constraint
+from mobileprune.search.solver import solve as solve_problem
+from mobileprune.stages.records import Costs, base_latency_ms, latency_samples, read_costs, scale_key, scale_of
+
+_CONFIDENCE = 0.8  # that a budget is kept, by the prediction; the closed loop then measures
+_INITIAL_PROBES = 6
+_MEGA = 1e6
+
+
+def set_budgets(run: Run, texts: Sequence[str]) -> None:
+    """Record what must hold from now on. Raises UsageError for a text that is no budget."""
+    budgets = parse_budgets(texts)
+    newest = run.journal.newest("question")
+    if newest is None or newest["key"] != budgets_key(budgets):
+        run.journal.append("question", budgets_key(budgets), budgets=[b.text for b in budgets])
+
+
+def current_budgets(run: Run) -> tuple[Budget, ...]:
+    """What was asked last. Raises UsageError where nothing was."""
+    newest = run.journal.newest("question")
+    if newest is None:
+        raise UsageError(f"{run.path} has no budget yet; say what must hold, for example --budget 50%")
+    return parse_budgets(newest["budgets"])
+
+
+def chosen_scale(run: Run) -> Scale:
+    """The scale that was settled on for the current budgets."""
+    answer = run.journal.get("answer", budgets_key(current_budgets(run)))
+    if answer is None:
+        raise MobilepruneError(f"{run.path} has no pruned network yet; run `mobileprune prune {run.path}` first")
+    return scale_of(answer)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is known of a run: measured latencies, counted costs, probed accuracies; and what must hold."""
+
+    run: Run
+    budgets: tuple[Budget, ...]
+
+    @cached_property
+    def costs(self) -> Costs:
+        return read_costs(self.run)
+
+    @cached_property
+    def base_ms(self) -> float:
+        return base_latency_ms(self.run)
+
+    @cached_property
+    def latency(self) -> LatencySurrogate:
+        """Latency in ms: shares of the base's, measured in the same rounds, times the base's newest latency."""
+        samples = latency_samples(self.run)
+        return fit_latency(
+            [s.scale for s in samples],
+            [s.share * self.base_ms for s in samples],
+            [s.std * self.base_ms for s in samples],
+            [self.costs.features(s.scale) for s in samples],
+        )
+
+    @cached_property
+    def accuracy(self) -> AccuracySurrogate:
+        """Validation accuracy as a fraction, from the base and the probes, each with its binomial error."""
+        found = [(BASE, self.run.journal.get("base", "score"))]
+        found += [(scale_of(e), e) for e in self.run.journal.all("probe") if scale_of(e) != BASE]
+        scored = [(scale, entry["validation"]) for scale, entry in found if entry is not None]
+        if len(scored) < 2:
+            raise MobilepruneError(f"{self.run.path} has no probes yet; run `mobileprune probe {self.run.path}` first")
+        return fit_accuracy([s for s, _ in scored], [v["accuracy"] for _, v in scored], [v["std"] for _, v in scored])
+
+    @cached_property
+    def constraints(self) -> list[Constraint]:
+        return [self._constraint(budget) for budget in self.budgets]
+
+    def _constraint(self, budget: Budget) -> Constraint:
+        limit = self.limit(budget)
+        if budget.quantity == "latency":
+            return latency_constraint("latency", limit, self.latency, self.costs.features)
+        if budget.quantity == "size":
+            grows, fixed = self._size_by_params
+            return counted_constraint(
+                "size", limit / _MEGA, "MB", lambda s: (fixed + grows * self.costs[s]["params"]) / _MEGA
+            )
+        name = budget.quantity
+        unit = {"macs": "MMACs", "params": "MParams", "memory": "MB of activations"}[name]
+        return counted_constraint(name, limit / _MEGA, unit, lambda s: self.costs[s][name] / _MEGA)
+
+    @staticmethod
+    def share(constraint: Constraint) -> float:
+        """The limit as a share of what the base takes."""
+        return constraint.limit / float(constraint.predict([BASE])[0][0])
+
+    def limit(self, budget: Budget) -> float:
+        """The budget in ms, MACs, parameters or bytes."""
+        return budget.limit(self.base_ms)
+
+    @cached_property
+    def _size_by_params(self) -> tuple[float, float]:
+        """Bytes per parameter and bytes besides, of the files that were exported for timing."""
+        samples = latency_samples(self.run)
+        params = [self.costs[s.scale]["params"] for s in samples]
+        grows, fixed = np.polyfit(params, [s.size_bytes for s in samples], 1)
+        return float(grows), float(fixed)
+
+    def value(self, budget: Budget, scale: Scale) -> float:
+        """What ``scale`` takes of the budget's quantity, in its base unit: measured where it was, else predicted."""
+        if budget.quantity in ("latency", "size") and (entry := self.run.journal.get("latency", scale_key(scale))):
+            if budget.quantity == "size":
+                return float(entry["size_bytes"])
+            return float(entry["measurement"]["latency_ms"]) * self.base_ms / float(entry["base_ms"])
+        constraint = next(c for c in self.constraints if c.name == budget.quantity)
+        value = float(constraint.predict([scale])[0][0])
+        return value if budget.quantity == "latency" else value * _MEGA
+
+    def missed(self, scale: Scale) -> bool:
+        """Whether ``scale`` was measured and takes more than a budget by more than the measured spread."""
+        entry = self.run.journal.get("latency", scale_key(scale))
+        if entry is None:
+            return False
+        for budget in self.budgets:
+            if budget.quantity == "size" and entry["size_bytes"] > self.limit(budget):
+                return True
+            if budget.quantity == "latency":
+                # As a share of the base in the same rounds for a relative budget, as measured for an absolute one.
+                low = entry["measurement"]["low_ms"]
+                if low > budget.limit(entry["base_ms"]):
+                    return True
+        return False
+
+
+def solve_run(run: Run, budgets: Sequence[Budget], confidence: float = _CONFIDENCE) -> Solution:
+    """The scale of largest predicted accuracy that keeps ``budgets``; scales measured to miss them are out.
+
+    Raises UsageError where none can, naming the smallest reachable, and where the base already keeps them.
+    """
+    problem = Problem(run, tuple(budgets))
+    candidates = [s for s in problem.costs.lattice if not problem.missed(s)]
+    solution = solve_problem(problem.accuracy, problem.constraints, candidates, confidence=confidence)
+    if solution.base_suffices:
+        raise UsageError(_nothing_to_do(problem))
+    return solution
+
+
+def _nothing_to_do(problem: Problem) -> str:
+    takes = [f"{b} (it takes {shown(b.quantity, problem.value(b, BASE))})" for b in problem.budgets]
+    return f"the base already keeps {' and '.join(takes)}: nothing need be pruned; ask for less"
+
+
+def check_reachable(run: Run, budgets: Sequence[Budget]) -> None:
+    """Before anything is probed: raise UsageError where no scale can keep the budgets, or where the base does."""
+    problem = Problem(run, tuple(budgets))
+    if all(problem.value(b, BASE) <= problem.limit(b) for b in budgets):
+        raise UsageError(_nothing_to_do(problem))
+    solve_problem(_Indifferent(), problem.constraints, problem.costs.lattice, frontier=0, continuous=False)
+
+
+class _Indifferent:
+    """An accuracy surrogate that knows nothing: for asking only what is feasible."""
+
+    def estimate(self, scales: Sequence[Scale]) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros(len(scales)), np.zeros(len(scales))
+
+    def smooth(self, x: np.ndarray) -> np.ndarray:
+        return np.zeros(len(x))
+
+
+def plan_probe(run: Run, budgets: Sequence[Budget], limit: int) -> Scale | None:
+    """The scale to probe next; None when the plan is done. Follows from the journal alone, so a resumed run agrees."""
+    problem = Problem(run, tuple(budgets))
+    done = [scale_of(e) for e in run.journal.all("probe")]
+    if len(done) >= limit:
+        return None
+    tightest = min(problem.constraints, key=problem.share)
+    first = initial_probes(
+        problem.costs.lattice,
+        min(limit, _INITIAL_PROBES),
+        cost=lambda scales: tightest.predict(scales)[0],
+        budget=problem.share(tightest),
+    )
+    waiting = [scale for scale in first if scale not in done]
+    if waiting:
+        return waiting[0]
+    return next_probe(problem.accuracy, problem.constraints, problem.costs.lattice, done, _CONFIDENCE)
+
+
+def describe_solution(run: Run, solution: Solution, budgets: Sequence[Budget]) -> list[str]:
+    """A solution in lines of text: what was chosen, what it should reach, and what each limit is worth."""
+    problem = Problem(run, tuple(budgets))
+    a = solution.accuracy
+    lines = [
+        f"scale      {solution.scale}",
+        f"accuracy   {100 * a.mean:.1f} % predicted, 80 % interval {100 * a.low:.1f} to {100 * a.high:.1f}",
+    ]
+    for kept in solution.constraints.values():
+        v = kept.value
+        error = f", 80 % interval {v.low:.3g} to {v.high:.3g}" if v.high > v.low else ""
+        origin = "predicted" if v.high > v.low else "counted"
+        lines.append(f"{kept.name:<10} {v.mean:.3g} {kept.unit} {origin}{error}; limit {kept.limit:.3g}")
+    accuracy, latency = problem.accuracy, problem.latency
+    lines.append(f"surrogates accuracy: {accuracy.name} (left-out error {100 * accuracy.cv_error:.2f} points); ")
+    lines[-1] += f"latency: {latency.name} (left-out error {100 * latency.cv_error:.1f} %)"
+    if solution.continuous is not None:
+        c = solution.continuous
+        lines.append(f"continuous {c.scale}, KKT residual {c.kkt_residual:.1e}")
+    return lines + [f"           {price}" for price in solution.prices]

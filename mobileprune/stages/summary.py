@@ -1,0 +1,178 @@
+"""What a run came to: the table at its end, the same for programs, and how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from mobileprune.budget import shown
+from mobileprune.errors import MobilepruneError
+from mobileprune.run import Entry, Run
+from mobileprune.scale import BASE, Scale
+from mobileprune.stages.records import read_costs, scale_key
+from mobileprune.stages.solve import Problem, chosen_scale, current_budgets
+
+Summary = dict[str, Any]
+
+
+def summarise(run: Run) -> Summary:
+    """Base against result: what was measured, what was counted, and whether the budgets are kept.
+
+    Raises MobilepruneError where the run has no measured result yet.
+    """
+    scale = chosen_scale(run)
+    key = scale_key(scale)
+    measured = run.journal.get("measured", key)
+    if measured is None:
+        raise MobilepruneError(f"{run.path} has no measured result yet; run `mobileprune bench {run.path}` first")
+    base_score, result_score = run.journal.get("base", "score"), run.journal.get("finetuned", key)
+    assert base_score is not None and result_score is not None  # they come before the measurement
+    report = measured["report"]
+    return {
+        "run": str(run.path),
+        "device": {"name": run.asked["device"], **report["device"]},
+        "scale": dict(zip(("depth", "width", "resolution"), scale.as_tuple(), strict=True)),
+        "budgets": _budgets(run, scale),
+        "base": _side(run, BASE, "base", base_score, report),
+        "result": _side(run, scale, key, result_score, report),
+        "warnings": report["warnings"],
+        "notes": [entry["key"] for entry in run.journal.all("note")],
+        "recipe": str(run.path / "results" / key / "recipe.json"),
+        "weights": str(run.path / "results" / key / "weights.safetensors"),
+        "report": str(run.path / "report.html"),
+    }
+
+
+def _budgets(run: Run, scale: Scale) -> list[dict[str, Any]]:
+    problem = Problem(run, current_budgets(run))
+    return [
+        {
+            "budget": budget.text,
+            "quantity": budget.quantity,
+            "limit": problem.limit(budget),
+            "value": problem.value(budget, scale),
+            "kept": not Problem(run, (budget,)).missed(scale),
+        }
+        for budget in problem.budgets
+    ]
+
+
+def _side(run: Run, scale: Scale, owner: str, score: Entry, report: Mapping[str, Any]) -> dict[str, Any]:
+    cost = read_costs(run)[scale]
+    files = {}
+    for entry in run.journal.all("artifact"):
+        if entry["key"].rpartition(".")[0] != owner:
+            continue
+        name = entry["artifact"]["format"]
+        files[name] = {
+            "path": str(run.path / entry["path"]),
+            "size_bytes": entry["artifact"]["size_bytes"],
+            "accuracy": entry["accuracy"],
+            "parity_max_abs": entry["parity"]["max_abs"],
+            "latency": report["measurements"][f"{'base' if owner == 'base' else 'result'}.{name}"],
+        }
+    return {
+        "accuracy": {"validation": score["validation"], "test": score["test"]},
+        "macs": cost["macs"],
+        "params": cost["params"],
+        "peak_activation_bytes": cost["memory"],
+        "files": files,
+    }
+
+
+def tables(summary: Summary) -> list[RenderableType]:
+    """The end of a run for people: one table and where the files are."""
+    base, result = summary["base"], summary["result"]
+    table = Table(title=_title(summary), title_justify="left", header_style="bold", min_width=60)
+    for heading in ("", "base", "result", ""):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for split in ("test", "validation"):
+        if base["accuracy"][split]:
+            scores = [side["accuracy"][split] for side in (base, result)]
+            change = 100 * (scores[1]["accuracy"] - scores[0]["accuracy"])
+            table.add_row(f"accuracy, {split} (torch)", *map(_score, scores), f"{change:+.1f} points")
+    for name in result["files"]:
+        pair = [side["files"][name] for side in (base, result)]
+        latencies = [file["latency"] for file in pair]
+        ratio = latencies[0]["latency_ms"] / latencies[1]["latency_ms"]
+        table.add_section()
+        table.add_row(
+            f"{name}: accuracy, validation", *(f"{100 * f['accuracy']:.1f} %" for f in pair), "in its runtime"
+        )
+        table.add_row(f"{name}: latency, measured", *map(_latency, latencies), f"{ratio:.2f}x faster")
+        table.add_row(f"{name}: file", *(shown("size", f["size_bytes"]) for f in pair), "")
+    table.add_section()
+    for label, field, quantity in (
+        ("MACs", "macs", "macs"),
+        ("parameters", "params", "params"),
+        ("peak activations", "peak_activation_bytes", "memory"),
+    ):
+        pair = [side[field] for side in (base, result)]
+        table.add_row(f"{label}, counted", *(shown(quantity, v) for v in pair), f"{100 * pair[1] / pair[0]:.0f} %")  # type: ignore[arg-type]
+    s = summary["scale"]
+    table.add_row("(d, w, r)", "(1, 1, 1)", f"({s['depth']:.3g}, {s['width']:.3g}, {s['resolution']:.3g})", "")
+    return [table, *_after(summary)]
+
+
+def _title(summary: Summary) -> str:
+    words = []
+    for b in summary["budgets"]:
+        verdict = "[green]kept[/]" if b["kept"] else "[red]missed[/]"
+        words.append(
+            f"budget {b['budget']} {verdict}: {shown(b['quantity'], b['value'])} of {shown(b['quantity'], b['limit'])}"
+        )
+    return "\n".join(words)
+
+
+def _after(summary: Summary) -> list[str]:
+    lines = []
+    if not summary["base"]["accuracy"]["test"]:
+        lines.append("The data has no test split: this accuracy is of the split that choices were made on.")
+    lines += [f"[yellow]{text}[/]" for text in (*summary["warnings"], *summary["notes"])]
+    files = [file["path"] for file in summary["result"]["files"].values()]
+    lines += [f"  {path}" for path in (*files, summary["weights"], summary["report"])]
+    lines.append(f'load it: mobileprune.load("{summary["run"]}")')
+    return lines
+
+
+def _score(score: Mapping[str, Any]) -> str:
+    return f"{100 * score['accuracy']:.1f} ± {100 * score['std']:.1f} %"
+
+
+def _latency(found: Mapping[str, Any]) -> str:
+    return f"{found['latency_ms']:.3g} ms ± {100 * found['spread']:.1f} %"
+
+
+def status(run: Run) -> dict[str, Any]:
+    """How far the run is: each stage's state in words, and the command that goes on."""
+    journal = run.journal
+    question = journal.newest("question")
+    answer = journal.get("answer", question["key"]) if question else None
+    key = scale_key(Scale(*answer["scale"])) if answer else None
+    probes, wanted = len(journal.all("probe")), run.asked["probes"]
+    latencies = len(journal.all("latency"))
+
+    def state(done: bool) -> str:
+        return "done" if done else "to do"
+
+    stages = [
+        ("base", state(journal.get("ranking", "blocks") is not None)),
+        ("profile", f"{latencies} scales measured" if latencies else "to do"),
+        ("probe", f"{probes} of at most {wanted} probes" if probes else "to do"),
+        ("solve", f"settled on {Scale(*answer['scale'])}" if answer else "to do"),
+        *((name, state(key is not None and journal.get(kind, key) is not None)) for name, kind in _FINAL),
+    ]
+    finished = all(text != "to do" for _, text in stages)
+    command = f"mobileprune optimize --run {run.path}"
+    return {
+        "run": str(run.path),
+        "budgets": question["budgets"] if question else [],
+        "stages": [{"name": name, "state": text} for name, text in stages],
+        "next": f"nothing; see {run.path / 'report.html'}" if finished else command,
+    }
+
+
+_FINAL = (("prune", "pruned"), ("finetune", "finetuned"), ("bench", "measured"), ("report", "report"))

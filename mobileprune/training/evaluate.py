@@ -1,0 +1,49 @@
+"""Accuracy and loss of a network on a split."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mobileprune.data import Split
+from mobileprune.training.batches import View
+
+
+@dataclass(frozen=True)
+class Score:
+    """Top-1 accuracy in [0, 1], mean cross-entropy in nats, and the number of images they were taken on."""
+
+    accuracy: float
+    loss: float
+    images: int
+
+    @property
+    def std(self) -> float:
+        """Standard error of the accuracy: binomial, with Laplace's rule so that it is never zero."""
+        p = (self.accuracy * self.images + 1) / (self.images + 2)
+        return float((p * (1 - p) / self.images) ** 0.5)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "std": self.std}
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, split: Split, view: View, *, batch_size: int = 256) -> Score:
+    """Score ``model`` in eval mode on ``split``, in float32. Its mode is left as found."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    count = len(split)
+    correct, loss = 0, 0.0
+    for start in range(0, count, batch_size):
+        end = min(start + batch_size, count)
+        labels = split.labels[start:end].to(device)
+        logits = model(view(split.images[start:end].to(device))).float()
+        correct += int((logits.argmax(1) == labels).sum())
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+    model.train(was_training)
+    return Score(correct / count, loss / count, count)

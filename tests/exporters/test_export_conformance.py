@@ -1,0 +1,250 @@
+"""What every format must do. A new format is tested by being in the registry."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from small_nets import SPEC, Shelf, make_net
+from torch import Tensor, nn
+
+import exporters
+from exporters import Artifact, ExportError, export
+from exporters.artifact import sha256_of
+from exporters.verify import check, open_runtime, parity
+
+HOSTILE = ["-rf *.bin", 'it\'s "a" $(name)', "new\nline", "ünï ☃", "100%s {0}", "a" * 240, os.fsdecode(b"\xff\xfe")]
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir() if not entry.name.endswith(".log")]
+
+
+@pytest.mark.parametrize("net", ["mobile", "cifar"])
+def test_file_computes_what_the_module_does(shelf: Shelf, format_name: str, net: str, images: np.ndarray) -> None:
+    artifact = shelf.get(net, format_name)
+    found = parity(artifact.path, make_net(net), images)
+    assert found.max_abs < 1e-5 and found.top1_agreement == 1.0 and found.samples == 7
+    assert found.passes(1e-4) and found.scale > 0.01
+
+
+def test_artifact_describes_the_file(shelf: Shelf, format_name: str) -> None:
+    artifact = shelf.get("mobile", format_name)
+    assert artifact.sha256 == sha256_of(artifact.path)
+    assert artifact.size_bytes == artifact.path.stat().st_size
+    assert (artifact.format, artifact.precision, artifact.output_classes) == (format_name, "float32", 5)
+    assert artifact.input == replace(SPEC, layout=exporters.exporter(format_name).layout)
+    assert all(found[0].isdigit() for found in artifact.versions.values()) and "torch" in artifact.versions
+    assert Artifact.from_dict(artifact.to_dict()) == artifact
+
+
+def test_twice_the_same_bytes_and_nothing_on_screen(
+    shelf: Shelf, format_name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], images: np.ndarray
+) -> None:
+    first = shelf.get("mobile", format_name)
+    capfd.readouterr()
+    again = export(make_net("mobile"), SPEC, tmp_path / f"other name.{format_name}", format=format_name)
+    check(again, make_net("mobile"), images)
+    assert capfd.readouterr() == ("", "")
+    assert again.sha256 == first.sha256
+
+
+def test_no_local_path_in_the_file(shelf: Shelf, format_name: str) -> None:
+    data = shelf.get("cifar", format_name).path.read_bytes()
+    for path in (Path(__file__).parent, Path(torch.__file__).parent, Path.home(), shelf.folder):
+        assert os.fsencode(path) not in data
+
+
+def test_hostile_folder_and_name(format_name: str, tmp_path: Path, images: np.ndarray) -> None:
+    folder = tmp_path / "it's $(a)\n folder"
+    folder.mkdir()
+    path = folder / f"-o 'ü'\n{'n' * 200}.{format_name}"
+    artifact = export(make_net("cifar"), SPEC, path, format=format_name)
+    assert artifact.path == path
+    assert check(artifact, make_net("cifar"), images).samples == 7
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_runtimes_open_hostile_names(
+    shelf: Shelf, format_name: str, name: str, tmp_path: Path, images: np.ndarray
+) -> None:
+    path = tmp_path / f"{name}.{format_name}"
+    shutil.copy(shelf.get("mobile", format_name).path, path)
+    assert open_runtime(path)(images).shape == (7, 5)
+
+
+def test_module_is_left_as_it_was(format_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = make_net("mobile").train()
+    net.stem[1].eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    monkeypatch.setattr(
+        type(exporters.exporter(format_name)), "write", lambda self, module, spec, part, *rest: part.write_bytes(b"x")
+    )
+    export(net, SPEC, tmp_path / f"x.{format_name}", format=format_name)
+    assert net.training and not net.stem[1].training and next(net.parameters()).requires_grad
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_numbers_are_refused(format_name: str, value: float, tmp_path: Path) -> None:
+    net = make_net("mobile")
+    net.stem[1].running_var[3] = value
+    with pytest.raises(ExportError, match=r"stem\.1\.running_var"):
+        export(net, SPEC, tmp_path / f"x.{format_name}", format=format_name)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Branches(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) if x.sum() > 0 else -x.mean((2, 3))
+
+
+def test_model_that_cannot_be_traced(format_name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / f"x.{format_name}"
+    with pytest.raises(ExportError, match=f"the {format_name} export failed: Could not guard") as caught:
+        export(Branches(), SPEC, path, format=format_name)
+    assert "\n" not in str(caught.value) and f"x.{format_name}.log" in str(caught.value)
+    assert "Traceback" in path.with_name(path.name + ".log").read_text()
+    assert leftovers(tmp_path) == []
+    assert capfd.readouterr() == ("", "")
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [(Pair(), "gives tuple"), (nn.Conv2d(3, 4, 1), r"gives \(1, 4, 16, 16\)"), (nn.Conv2d(5, 4, 1), "does not run on")],
+)
+def test_module_that_is_no_classifier(format_name: str, net: nn.Module, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=message):
+        export(net, SPEC, tmp_path / f"x.{format_name}", format=format_name)
+
+
+def test_targets_that_cannot_be(format_name: str, tmp_path: Path) -> None:
+    net, suffix = make_net("mobile"), f".{format_name}"
+    folder = tmp_path / f"folder{suffix}"
+    folder.mkdir()
+    cases = {
+        tmp_path / "absent" / f"x{suffix}": "does not exist; create it",
+        folder: "it is a folder",
+        tmp_path / "x.bin": f"must end in '{suffix}'",
+        Path(f"{tmp_path}/a\0b{suffix}"): "null character",
+        tmp_path / ("n" * 300 + suffix): "file name too long",
+    }
+    for path, message in cases.items():
+        with pytest.raises(ExportError, match=message) as caught:
+            export(net, SPEC, path, format=format_name)
+        assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_missing_extra_names_the_command(format_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert exporters.available(format_name) is None
+    kind = type(exporters.exporter(format_name))
+    monkeypatch.setattr(kind, "modules", ("no_such_module_at_all",))
+    assert "no_such_module_at_all" in str(exporters.available(format_name))
+    with pytest.raises(ExportError, match="run: pip install"):
+        export(make_net("mobile"), SPEC, tmp_path / f"x.{format_name}", format=format_name)
+
+
+def test_precision_that_is_not_written(format_name: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"precision 'int4' cannot be written.*float32"):
+        export(make_net("mobile"), SPEC, tmp_path / f"x.{format_name}", format=format_name, precision="int4")
+
+
+def test_old_file_survives_a_failed_export(format_name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{format_name}"
+    path.write_bytes(b"the old one")
+    with pytest.raises(ExportError):
+        export(Branches(), SPEC, path, format=format_name)
+    assert path.read_bytes() == b"the old one" and leftovers(tmp_path) == [path.name]
+
+
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+import torch
+from exporters import ExportError, InputSpec, export
+torch.set_num_threads(1)
+{prelude}
+from torch import nn
+net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 99))
+spec = InputSpec(3, 8, 8, (0.5,) * 3, (0.5,) * 3)
+try:
+    export(net, spec, Path(sys.argv[1]), format=sys.argv[2])
+except ExportError as error:
+    print(error)
+"""
+
+
+def script(prelude: str, path: Path) -> list[str]:
+    return [sys.executable, "-c", SCRIPT.format(prelude=prelude), str(path), path.suffix[1:]]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Path:
+    """A file system of 16 kB; where this user may not mount one, the test of the size limit stands alone."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small disk here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_disk_full(format_name: str, small_disk: Path) -> None:
+    path = small_disk / f"x.{format_name}"
+    log = small_disk.parent / "export.log"
+    with pytest.raises(ExportError, match=f"cannot write .*x.{format_name}': no space left on device; free some space"):
+        export(make_net("wide"), SPEC, path, format=format_name, log=log)
+    assert list(small_disk.iterdir()) == []
+
+
+def test_file_size_limit(format_name: str, tmp_path: Path) -> None:
+    prelude = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
+    path = tmp_path / f"x.{format_name}"
+    done = subprocess.run(script(prelude, path), capture_output=True, text=True, timeout=120)
+    assert os.strerror(errno.EFBIG).lower() in done.stdout, done.stdout + done.stderr
+    assert leftovers(tmp_path) == []
+
+
+def test_killed_before_the_file_is_whole(format_name: str, tmp_path: Path) -> None:
+    """The bytes are written but not yet safe on the disk when the process dies."""
+    path = tmp_path / f"x.{format_name}"
+    prelude = """
+import exporters
+os.fsync = lambda fd: (print('written', flush=True), time.sleep(600))
+type(exporters.exporter(sys.argv[2])).write = lambda self, module, spec, part, *rest: part.write_bytes(b"x")
+"""
+    with subprocess.Popen(script(prelude, path), stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None and running.stdout.readline() == "written\n"
+        running.kill()
+    assert not path.exists()
+    assert all(name.startswith(".") and name.endswith(".part") for name in leftovers(tmp_path))
+
+
+def test_killed_while_converting(tmp_path: Path) -> None:
+    """A converter in a process of its own ends when the process that asked for it is killed."""
+    path = tmp_path / "x.tflite"
+    with subprocess.Popen(script("", path)) as running:
+        parent = psutil.Process(running.pid)
+        while not (children := parent.children()):
+            assert running.poll() is None
+        running.send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert alive == []
+    assert leftovers(tmp_path) == []

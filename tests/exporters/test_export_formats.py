@@ -1,0 +1,146 @@
+"""What is particular to one format: ONNX options and throw-away files, the TFLite converter's process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from small_nets import SPEC, Shelf, make_net
+from torch import nn
+
+import exporters.tflite
+from exporters import ExportError, InputSpec, export
+from exporters.verify import open_runtime, parity
+
+
+@pytest.mark.parametrize("net", ["mobile", "cifar", "oddpool"])
+def test_throw_away_onnx_computes_the_same(
+    net: str, tmp_path: Path, images: np.ndarray, capfd: pytest.CaptureFixture[str]
+) -> None:
+    artifact = export(make_net(net), SPEC, tmp_path / "x.onnx", format="onnx", simplify=False)
+    assert parity(artifact.path, make_net(net), images).max_abs < 1e-5
+    assert capfd.readouterr() == ("", "")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.onnx"]
+    known = {info.name for info in onnx.shape_inference.infer_shapes(onnx.load(artifact.path)).graph.value_info}
+    graph = onnx.load(artifact.path).graph
+    assert all(name in known for node in graph.node[:-1] for name in node.output), "an operator's size is unknown"
+
+
+def test_oddpool_artifact(shelf: Shelf, images: np.ndarray) -> None:
+    assert parity(shelf.get("oddpool", "onnx").path, make_net("oddpool"), images).passes()
+
+
+def test_onnx_is_minimal_and_named(shelf: Shelf) -> None:
+    model = onnx.load(shelf.get("mobile", "onnx").path)
+    onnx.checker.check_model(model, full_check=True)
+    assert [entry.name for entry in model.graph.input] == ["input"]
+    assert [entry.name for entry in model.graph.output] == ["logits"]
+    assert [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim] == [1, 3, 16, 16]
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("Conv") == 4 and "BatchNormalization" not in kinds and "Identity" not in kinds
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+
+
+@pytest.mark.parametrize("simplify", [True, False])
+def test_onnx_open_batch(simplify: bool, tmp_path: Path, images: np.ndarray) -> None:
+    path = tmp_path / "x.onnx"
+    export(make_net("cifar"), SPEC, path, format="onnx", dynamic_batch=True, simplify=simplify)
+    runtime = open_runtime(path)
+    assert runtime.batch is None
+    assert parity(path, make_net("cifar"), images).passes()
+    assert np.allclose(runtime(images)[3:4], runtime(images[3:4]), atol=1e-6)
+
+
+def test_onnx_opset(tmp_path: Path) -> None:
+    export(make_net("mobile"), SPEC, tmp_path / "x.onnx", format="onnx", opset=21)
+    assert [entry.version for entry in onnx.load(tmp_path / "x.onnx").opset_import] == [21]
+
+
+def test_onnx_opset_that_cannot_be_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ExportError, match="operator set 13 cannot be written for this model, only 18"):
+        export(make_net("cifar"), SPEC, tmp_path / "x.onnx", format="onnx", opset=13)
+    assert not (tmp_path / "x.onnx").exists()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_onnx_converter_that_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise SystemError("inner\nmore lines")
+
+    monkeypatch.setattr(torch.onnx, "export", broken)
+    with pytest.raises(ExportError, match=r"the onnx export failed: inner \(the whole story is in"):
+        export(make_net("mobile"), SPEC, tmp_path / "x.onnx", format="onnx")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.onnx.log"]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("import os; os.abort()", "was killed by SIGABRT"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "was killed by SIGKILL"),
+        ("import sys; print('last words'); sys.exit(7)", "ended with status 7: last words"),
+        ("pass", "ended well but wrote nothing"),
+        ("import time; time.sleep(600)", "did not finish within 2 s"),
+    ],
+)
+def test_tflite_converter_that_dies(body: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporters.tflite, "worker_command", lambda *paths: [sys.executable, "-c", body])
+    with pytest.raises(ExportError, match=reason) as caught:
+        export(make_net("mobile"), SPEC, tmp_path / "x.tflite", format="tflite", timeout_s=2)
+    assert "x.tflite.log" in str(caught.value)
+    assert [entry.name for entry in tmp_path.iterdir()] in ([], ["x.tflite.log"])
+
+
+def test_tflite_worker_tells_why(tmp_path: Path) -> None:
+    (tmp_path / "bad.pt2").write_bytes(b"not a program")
+    out, verdict = tmp_path / "x.tflite", tmp_path / "verdict.json"
+    command = exporters.tflite.worker_command(tmp_path / "bad.pt2", out, SPEC, verdict)
+    done = subprocess.run(command, stdin=subprocess.PIPE, capture_output=True, timeout=120)
+    assert done.returncode in (1, 3)  # 3: the closed standard input was seen first
+    assert not out.exists()
+    if done.returncode == 1:
+        assert json.loads(verdict.read_text())["reason"]
+
+
+@pytest.mark.parametrize("option", [{"dynamic_batch": True}, {"opset": 18}])
+def test_tflite_refuses_what_it_cannot_do(option: dict[str, int], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="tflite"):
+        export(make_net("mobile"), SPEC, tmp_path / "x.tflite", format="tflite", **option)
+
+
+def test_unknown_format(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="unknown format 'coreml'; choose one of: onnx, tflite"):
+        export(make_net("mobile"), SPEC, tmp_path / "x", format="coreml")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (0, 8, 8, (), ()),
+        (3, 8, 8, (0.5,), (0.5,)),
+        (1, 8, 8, (0.5,), (0.0,)),
+        (1, 8, 8, (0.5,), (0.5,), "CHWN"),
+    ],
+)
+def test_input_that_cannot_be(fields: tuple[object, ...]) -> None:
+    with pytest.raises(ExportError):
+        InputSpec(*fields)
+
+
+def test_importing_the_package_is_light() -> None:
+    code = "import exporters, sys; exporters.formats(); print({'torch', 'numpy', 'onnx'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_one_channel(tmp_path: Path) -> None:
+    grey = InputSpec(1, 6, 4, (0.5,), (0.5,))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(24, 2))
+    artifact = export(net, grey, tmp_path / "x.onnx", format="onnx", simplify=False)
+    assert open_runtime(artifact.path).image == (1, 6, 4)

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch_pruning as tp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import Mixed, OptionA, Shifted, Tiny, shaken
+from torch import nn
+
+from mobileprune.pruning.anatomy import Anatomy
+from mobileprune.pruning.couplings import ChannelGroup, find_groups
+from mobileprune.pruning.filters import choose, importance, removed_positions, width_axis
+from mobileprune.pruning.layers import Axis, axis_sizes, outputs, slice_layer, slice_model
+from mobileprune.pruning.proof import prove
+
+X = torch.randn(1, 3, 32, 32)
+
+
+def group_of(channels: int, each: int = 1) -> ChannelGroup:
+    rows = np.arange(channels).reshape(each, -1).T
+    return ChannelGroup("a", {Axis("a", "out"): rows})
+
+
+def test_groups_of_a_residual_net_in_closed_form() -> None:
+    groups = {g.name: g for g in find_groups(Tiny(2), X)}
+    assert sorted(groups) == ["body.0.a", "body.1.a", "stem"]
+    stream = {(axis.layer, axis.side) for axis in groups["stem"].members}
+    both = {(f"body.{i}.{layer}", side) for i in (0, 1) for layer, side in (("a", "in"), ("b", "out"), ("bn", "out"))}
+    assert stream == both | {("stem", "out"), ("norm", "out"), ("head", "in")}
+    assert groups["stem"].channels == 32 and groups["body.0.a"].channels == 48
+
+
+def test_groups_through_flatten_concat_groups_and_bare_parameters() -> None:
+    groups = {g.name: g for g in find_groups(Mixed(), X)}
+    stem = groups["stem"].members
+    # the two groups of the grouped convolution read x and y, so x's channel i goes with y's channel i
+    assert stem[Axis("grouped", "in")].tolist() == [[i, i + 24] for i in range(24)]
+    assert Axis("gamma", "param") in stem and Axis("act", "out") in stem and Axis("project", "out") in stem
+    grouped = groups["grouped"]
+    # two groups of the convolution, four of the norm: channel i goes with i + 16, + 32, + 48
+    assert grouped.count == 16 and grouped.channels == 64
+    assert grouped.members[Axis("grouped", "out")][0].tolist() == [0, 16, 32, 48]
+    assert grouped.members[Axis("wide", "in")].shape == (16, 16)
+    assert Axis("squeeze.up", "out") in groups["expand"].members and groups["squeeze.down"].channels == 16
+    assert "head" not in groups
+
+
+@pytest.mark.parametrize("model", [Tiny(3), Mixed()])
+def test_masked_dense_equals_pruned(model: nn.Module) -> None:
+    """The claim behind all of width pruning, with the masking done here by zeroing activations, not weights."""
+    model = shaken(model)
+    groups = find_groups(model, X)
+    proven, refuted = prove(model, groups, X)
+    assert not refuted and len(proven) == len(groups)
+    rng = np.random.default_rng(1)
+    groups = [g for g in groups if Axis("group_norm", "out") not in g.members]  # its statistics mix channels
+    kept = [np.sort(rng.permutation(g.count)[: g.count // 2]) for g in groups]
+    keep = removed_positions(groups, kept, axis_sizes(model))
+    pruned = copy.deepcopy(model)
+    slice_model(pruned, {axis: at.tolist() for axis, at in keep.items()})
+    for axis, at in keep.items():
+        if axis.side != "in":
+            continue
+
+        def silence(_: nn.Module, args: tuple[torch.Tensor, ...], at: np.ndarray = at) -> tuple[torch.Tensor, ...]:
+            mask = torch.zeros(args[0].shape[1])
+            mask[torch.as_tensor(at)] = 1.0
+            return (args[0] * mask.view(1, -1, *[1] * (args[0].dim() - 2)),)
+
+        model.get_submodule(axis.layer).register_forward_pre_hook(silence)
+    x = torch.randn(2, 3, 32, 32)
+    for a, b in zip(outputs(pruned, x), outputs(model, x), strict=True):
+        assert torch.allclose(a, b, atol=1e-4, rtol=1e-4)
+    assert sum(p.numel() for p in pruned.parameters()) < 0.6 * sum(p.numel() for p in model.parameters())
+
+
+def test_zero_padded_shortcut_is_found_out_and_only_the_stream_stays() -> None:
+    model = OptionA()
+    proven, refuted = prove(model, find_groups(model, X), X)
+    assert sorted(g.name for g in proven) == ["down", "first.a", "second.a"]
+    assert refuted and all("stem" in g.name or "up" in g.name for g, _ in refuted)
+
+
+def test_a_coupling_whose_shapes_fit_by_luck_is_found_out() -> None:
+    model = Shifted()
+    groups = find_groups(model, X)
+    assert {g.name for g in groups} == {"a", "c"}  # a and b coupled channel by channel: wrong by three
+    proven, refuted = prove(model, groups, X)
+    assert [g.name for g in proven] == ["c"]
+    assert [g.name for g, _ in refuted] == ["a"] and "coupling" in refuted[0][1]
+
+
+def test_proof_leaves_the_model_and_the_random_state_alone() -> None:
+    model = shaken(Tiny(1)).train()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    prove(model, find_groups(model, X), X)
+    assert torch.equal(torch.rand(1), expected)
+    assert model.training and all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_zero_initialised_branches_can_still_be_proven() -> None:
+    model = Tiny(2)
+    for block in model.body:
+        nn.init.zeros_(block.bn.weight)
+    groups = find_groups(model, X)
+    assert len(prove(model, groups, X)[0]) == len(groups)
+
+
+@given(
+    counts=st.lists(st.integers(1, 200), min_size=1, max_size=5),
+    step=st.sampled_from([1, 2, 4, 8, 16]),
+    at=st.floats(0.01, 1.0),
+)
+@settings(max_examples=150, deadline=None)
+def test_width_axis_properties(counts: list[int], step: int, at: float) -> None:
+    axis = width_axis([group_of(n) for n in counts], step)
+    assert axis.values[-1] == 1.0 and axis.kept[-1] == tuple(counts)
+    assert list(axis.values) == sorted(set(axis.values))
+    for value, kept in zip(axis.values, axis.kept, strict=True):
+        assert value == sum(kept) / sum(counts)
+        assert axis.nearest(value) == axis.values.index(value)  # asking for a width gives it again
+        for n, k in zip(counts, kept, strict=True):
+            assert k == n or (k % step == 0 and max(step, 8) <= k < n)
+    for small, large in zip(axis.kept, axis.kept[1:], strict=False):
+        assert all(a <= b for a, b in zip(small, large, strict=True)) and small != large
+    found = axis.values[axis.nearest(at)]
+    assert all(abs(found - at) <= abs(v - at) for v in axis.values)
+
+
+def test_width_axis_in_closed_form() -> None:
+    axis = width_axis([group_of(16), group_of(32)], 8)
+    assert axis.kept == ((8, 8), (8, 16), (8, 24), (16, 24), (16, 32))  # at .375, .625, .75 and .875 of the nominal
+    assert width_axis([group_of(26)], 8).kept == ((8,), (16,), (24,), (26,))
+    assert width_axis([group_of(10)], 16).kept == ((10,),)
+    assert width_axis([group_of(96, each=32)], 8).kept == ((1,), (2,), (3,))  # 32 groups: whole positions
+    assert width_axis([], 8).kept == ((),)
+
+
+def test_importance_equals_torch_pruning() -> None:
+    model = shaken(Tiny(3))
+    graph = tp.DependencyGraph().build_dependency(copy.deepcopy(model).requires_grad_(True), X)
+    theirs = {}
+    for group in graph.get_all_groups():
+        scores = tp.importance.GroupMagnitudeImportance(p=2)(group)
+        theirs.setdefault(len(scores), []).append(np.sort(scores.numpy()))
+    groups = find_groups(model, X)
+    for group in groups:
+        ours = importance(group, model, np.arange(group.count), {})
+        ours = np.sort(ours / ours.mean())
+        assert any(np.allclose(ours, other, rtol=1e-4) for other in theirs[group.count])
+
+
+def test_the_most_important_channels_stay_and_equal_ones_in_order() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 1, bias=False), nn.ReLU(), nn.Conv2d(16, 4, 1, bias=False))
+    for conv in (model[0], model[2]):
+        nn.init.ones_(conv.weight)
+    with torch.no_grad():
+        model[0].weight[[2, 5, 11]] *= 3
+        model[2].weight[:, 7] *= 10
+    (group,) = find_groups(model, X)
+    assert choose(group, model, np.arange(16), 6, {}).tolist() == [0, 1, 2, 5, 7, 11]
+    assert importance(group, model, np.arange(16), {})[[0, 2, 7]].tolist() == [3.5, 15.5, 201.5]
+
+
+def test_slicing_every_kind_of_layer_by_its_definition() -> None:
+    x = torch.randn(2, 12, 5, 5)
+    keep_in, keep_out = [1, 4, 7, 10], [0, 2, 3, 5]  # the same positions of each of the groups
+
+    def check(layer: nn.Module, out: list[int] | None, into: list[int] | None) -> None:
+        layer = shaken(nn.Sequential(layer))[0]
+        cut = copy.deepcopy(layer)
+        slice_layer(cut, out, into)
+        masked = torch.zeros_like(x)
+        masked[:, into or slice(None)] = x[:, into or slice(None)]
+        wanted = layer(masked)
+        got = cut(x[:, into] if into else x)
+        assert torch.allclose(got, wanted[:, out] if out else wanted, atol=1e-5)
+
+    check(nn.Conv2d(12, 6, 3), keep_out, keep_in)
+    check(nn.ConvTranspose2d(12, 6, 3), keep_out, keep_in)
+    check(nn.Conv2d(12, 12, 3, groups=12), keep_in, keep_in)
+    check(nn.Conv2d(12, 24, 3, groups=12), [2, 3, 8, 9], [1, 4])
+    check(nn.Conv2d(12, 6, 3, groups=2), [0, 2, 3, 5], [1, 4, 7, 10])
+    check(nn.ConvTranspose2d(12, 6, 3, groups=2), [0, 2, 3, 5], [1, 4, 7, 10])
+    check(nn.BatchNorm2d(12), keep_in, keep_in)
+    check(nn.InstanceNorm2d(12, affine=True), keep_in, keep_in)
+    check(nn.PReLU(12), keep_in, keep_in)
+    with pytest.raises(ValueError, match="same positions"):
+        slice_layer(nn.Conv2d(12, 6, 3, groups=2), None, [0, 1, 6, 8])
+
+
+def test_frozen_parameters_stay_frozen_and_do_not_matter_to_tracing() -> None:
+    model = Tiny(2).requires_grad_(False)
+    assert len(find_groups(model, X)) == 3
+    slice_layer(model.stem, [0, 1], None)
+    assert not model.stem.weight.requires_grad
+
+
+def test_a_graph_in_which_torch_pruning_loses_itself_is_refused_in_words() -> None:
+    class Woven(nn.Module):
+        """Each step adds into a slice of the last one's result: the number of paths doubles."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = nn.ModuleList(nn.Conv2d(16 if i else 3, 16, 1) for i in range(24))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.convs[0](x)
+            for conv in self.convs[1:]:
+                y = conv(x)
+                y[:, :8] += x[:, 8:]
+                x = y
+            return x.mean((2, 3))
+
+    anatomy = Anatomy.of(Woven(), X)
+    assert anatomy.groups == () and any("does not end" in note for note in anatomy.notes)
