@@ -16,10 +16,12 @@ from typing import Any
 
 from device_profiles.errors import DeviceError
 
-# Kinds of operator. "view" does nothing at run time; "move" copies without arithmetic (pad, concat, transpose, ...).
+# Kinds of operator. "view" does nothing at run time; "move" copies without arithmetic (pad, concat, transpose, ...);
+# "fused" is what the runtimes do inside a neighbouring operator (see `fused`); a stem reads the image.
 KINDS = (
     "conv1x1",
     "conv",
+    "conv_stem",
     "conv_grouped",
     "depthwise",
     "conv_transpose",
@@ -32,8 +34,12 @@ KINDS = (
     "softmax",
     "move",
     "view",
+    "fused",
     "unsupported",
 )
+STEM_CHANNELS = 4  # a dense convolution of so few input channels cannot fill the kernels made for many
+_CONVOLUTIONS = frozenset(("conv1x1", "conv", "conv_stem", "conv_grouped", "depthwise"))
+_FOLLOWED_BY_CLAMP = _CONVOLUTIONS | {"conv_transpose", "linear", "elementwise"}
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ class Work:
     """The work of one inference at batch 1 (or at the file's fixed batch).
 
     kinds: kind -> its work, for the kinds that occur. params: constants that operators compute with, each counted once.
-    peak_activation_bytes: see `peak_activation_bytes`. unsupported: operator -> count, for those no function is known
+    peak_activation_bytes: see `peak_activation_bytes`. input_elements: of all inputs together. unsupported: operator -> count, for those no function is known
     of; their activations are counted under the kind "unsupported", their arithmetic is not.
     """
 
@@ -128,6 +134,7 @@ class Work:
     params: int
     peak_activation_bytes: int
     unsupported: dict[str, int]
+    input_elements: int
 
     @property
     def macs(self) -> int:
@@ -172,6 +179,8 @@ def count(path: str | Path) -> Work:
 def count_graph(graph: Graph, costs: Mapping[str, CostOf]) -> Work:
     """The work of a graph, given the function of each operator."""
     each = [_cost(node, costs) for node in graph.nodes]
+    inside = fused(graph, [cost.kind for cost in each])
+    each = [replace(cost, kind="fused") if place in inside else cost for place, cost in enumerate(each)]
     kinds: dict[str, KindWork] = {}
     weights: dict[str, int] = {}
     for node, cost in zip(graph.nodes, each, strict=True):
@@ -179,7 +188,7 @@ def count_graph(graph: Graph, costs: Mapping[str, CostOf]) -> Work:
         constants = [tensor for tensor in data if tensor.constant]
         weights |= {tensor.name: tensor.elements for tensor in constants}
         activations = [tensor for tensor in data if not tensor.constant] + list(node.outputs)
-        if cost.kind == "view":
+        if cost.kind in ("view", "fused"):
             activations = []
         work = KindWork(
             operators=1,
@@ -195,6 +204,7 @@ def count_graph(graph: Graph, costs: Mapping[str, CostOf]) -> Work:
         params=sum(weights.values()),
         peak_activation_bytes=peak_activation_bytes(graph, [cost.kind for cost in each]),
         unsupported=dict(sorted(unsupported.items())),
+        input_elements=sum(tensor.elements for tensor in graph.inputs),
     )
 
 
@@ -205,6 +215,40 @@ def _cost(node: Node, costs: Mapping[str, CostOf]) -> Cost:
         return costs[node.operator](node)
     except (IndexError, ValueError, ZeroDivisionError) as error:  # a damaged file can say anything
         raise DeviceError(f"the operator {node.operator} has too few inputs or inputs of the wrong shape") from error
+
+
+_CLAMPS = frozenset(("Relu", "Clip", "RELU", "RELU6", "RELU_0_TO_1", "RELU_N1_TO_1"))
+_PADS = frozenset(("Pad", "PAD", "PADV2"))
+
+
+def fused(graph: Graph, kinds: Sequence[str]) -> frozenset[int]:
+    """The places of the nodes that cost nothing of their own, because the runtimes do them inside a neighbour.
+
+    These are a clamp (ReLU, ReLU6) right behind a convolution, matrix product or sum, and a padding right before a
+    convolution, in both cases where nothing else reads what is between the two. TFLite's converter, XNNPACK
+    (src/subgraph.c, xnn_subgraph_fusion) and ONNX Runtime's graph optimisations all do so.
+    """
+    readers = Counter(tensor.name for node in graph.nodes for tensor in node.inputs if tensor)
+    readers.update(tensor.name for tensor in graph.outputs)
+    maker = {tensor.name: place for place, node in enumerate(graph.nodes) for tensor in node.outputs}
+    found = set()
+    for place, node in enumerate(graph.nodes):
+        source = node.inputs[0] if node.inputs else None
+        if source is None or source.name not in maker or readers[source.name] != 1:
+            continue
+        before = maker[source.name]
+        if node.operator in _CLAMPS and kinds[before] in _FOLLOWED_BY_CLAMP:
+            found.add(place)
+        elif graph.nodes[before].operator in _PADS and kinds[place] in _CONVOLUTIONS:
+            found.add(before)
+    return frozenset(found)
+
+
+def dense_kind(in_channels: int, kernel: Sequence[int]) -> str:
+    """The kind of a convolution without groups."""
+    if math.prod(kernel) == 1:
+        return "conv1x1"
+    return "conv_stem" if in_channels <= STEM_CHANNELS else "conv"
 
 
 def shape_of(node: Node, place: int) -> tuple[int, ...]:
@@ -252,7 +296,7 @@ def peak_activation_bytes(graph: Graph, kinds: Sequence[str]) -> int:
             shared: list[str] = []
             if kind == "view":
                 shared = sources[:1]
-            elif kind == "elementwise":
+            elif kind in ("elementwise", "fused"):
                 over = [b for b in sources if b not in entering and end[b] <= place and alive[b] == output.size_bytes]
                 shared = over[:1]
             buffer = shared[0] if shared else output.name

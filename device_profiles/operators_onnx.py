@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from device_profiles.errors import DeviceError
-from device_profiles.operators import Cost, CostOf, Graph, Node, Tensor, fold_dequantised, plain, shape_of
+from device_profiles.operators import Cost, CostOf, Graph, Node, Tensor, dense_kind, fold_dequantised, plain, shape_of
 
 if TYPE_CHECKING:
     import onnx
@@ -124,7 +124,7 @@ def _conv(node: Node) -> Cost:
 def _conv_kind(groups: int, in_per_group: int, kernel: list[int]) -> str:
     if groups > 1:
         return "depthwise" if in_per_group == 1 else "conv_grouped"
-    return "conv1x1" if math.prod(kernel) == 1 else "conv"
+    return dense_kind(in_per_group, kernel)
 
 
 def _conv_transpose(node: Node) -> Cost:

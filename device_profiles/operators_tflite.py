@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from device_profiles.errors import DeviceError
-from device_profiles.operators import Cost, CostOf, Graph, Node, Tensor, fold_dequantised, plain, shape_of
+from device_profiles.operators import Cost, CostOf, Graph, Node, Tensor, dense_kind, fold_dequantised, plain, shape_of
 
 _BITS = {
     **dict.fromkeys(("FLOAT64", "INT64", "UINT64", "COMPLEX64"), 64),
@@ -89,7 +89,7 @@ def _conv(node: Node) -> Cost:
     macs = node.outputs[0].elements * in_per_group * math.prod(kernel)
     if in_per_group < shape_of(node, 0)[-1]:
         return Cost("depthwise" if in_per_group == 1 else "conv_grouped", macs, data=3)
-    return Cost("conv1x1" if math.prod(kernel) == 1 else "conv", macs, data=3)
+    return Cost(dense_kind(in_per_group, kernel), macs, data=3)
 
 
 def _depthwise(node: Node) -> Cost:

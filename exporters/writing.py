@@ -46,7 +46,10 @@ def _frozen(module: nn.Module) -> nn.Module:
             raise ExportError(
                 f"the weights hold NaN or infinite values (first in {name!r}); train the model again before the export"
             )
-    return copy.deepcopy(module).cpu().eval().requires_grad_(False)
+    try:
+        return copy.deepcopy(module).cpu().eval().requires_grad_(False)
+    except Exception as error:  # tensors that belong to a graph, handles that cannot be copied
+        raise ExportError(f"the model cannot be copied for the export: {first_line(error)}; load it anew") from error
 
 
 def _output_classes(module: nn.Module, spec: InputSpec) -> int:

@@ -55,5 +55,6 @@ def optimize(
         opened = open_or_create(path, Request(**request))
         if texts:
             set_budgets(opened, texts)
-        _optimize(Context(opened, display or Quiet()), current_budgets(opened))
+        current_budgets(opened)  # says so now where there is none
+        _optimize(Context(opened, display or Quiet()))
         return summarise(opened)

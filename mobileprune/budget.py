@@ -34,7 +34,7 @@ _SHOWN: dict[Quantity, tuple[float, str]] = {
     "macs": (1e-6, "MMACs"),
     "params": (1e-6, "MParams"),
     "size": (1e-6, "MB"),
-    "memory": (1e-6, "MB of activations"),
+    "memory": (1e-6, "MB"),
 }
 
 

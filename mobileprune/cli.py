@@ -78,6 +78,8 @@ _run_argument = click.argument("run", type=click.Path(path_type=Path, file_okay=
 @click.option("--run", "path", type=click.Path(path_type=Path), help="Run folder; an existing one is continued.")
 @click.option("--probes", type=click.IntRange(4, 64), help="How many scales are probed at most.  [default: 8]")
 @click.option("--profile-scales", type=click.IntRange(10, 64), help="How many scales are measured.  [default: 12]")
+@click.option("--rounds", type=click.IntRange(2, 100), help="Measuring rounds of every file.  [default: 7]")
+@click.option("--round-seconds", type=click.FloatRange(0), help="Least time of a file in a round.  [default: 0.25]")
 @click.option("--base-epochs", type=click.IntRange(0), help="Training of the base.  [default: 20; 0 with weights]")
 @click.option("--probe-epochs", type=click.IntRange(1), help="Fine-tuning of each probe.  [default: 4]")
 @click.option("--epochs", type=click.IntRange(1), help="Fine-tuning of the result.  [default: 16]")
@@ -125,10 +127,10 @@ def _journey(run: Run, budgets: tuple[str, ...], as_json: bool) -> None:
     from mobileprune.optimize import optimize as whole_journey
     from mobileprune.stages.solve import current_budgets, set_budgets
 
-    ctx = _context(run)
     if budgets:
         set_budgets(run, budgets)
-    whole_journey(ctx, current_budgets(run))
+    current_budgets(run)  # says so now where there is none
+    whole_journey(_context(run))
     _print_summary(run, as_json)
 
 
@@ -167,11 +169,11 @@ def _print_summary(run: Run, as_json: bool) -> None:
 
     console = Console()
     for part in tables(summary):
-        console.print(part)
+        console.print(part, soft_wrap=True)
 
 
-def _stage(name: str, what: str) -> None:
-    """Add the command of one stage: it works on a run folder and does what is not done yet."""
+def _stage(name: str, what: str, *steps: str) -> None:
+    """Add the command of one stage (``stages/NAME.py``, or ``steps``): it does on a run folder what is not done yet."""
 
     def command(run: Path, budgets: tuple[str, ...], as_json: bool) -> None:
         from importlib import import_module
@@ -184,7 +186,8 @@ def _stage(name: str, what: str) -> None:
             opened = Run.open(run)
             if budgets:
                 set_budgets(opened, budgets)
-            import_module(f"mobileprune.stages.{name}").command(_context(opened))
+            for step in steps or (name,):
+                getattr(import_module(f"mobileprune.stages.{step}"), step)(_context(opened))
             if as_json:
                 _print_summary(opened, as_json=True)
 
@@ -220,7 +223,12 @@ def solve(run: Path, budgets: tuple[str, ...], as_json: bool) -> None:
             click.echo(line)
 
 
-_stage("prune", "Settle on a scale of RUN that keeps the budget, measured, and cut it from the nearest probe.")
+_stage(
+    "prune",
+    "Settle on a scale of RUN that keeps the budget, measured, and cut it from the nearest probe.",
+    "settle",
+    "prune",
+)
 _stage("finetune", "Fine-tune the pruned network of RUN.")
 _stage("export", "Write RUN's base and result as ONNX and TFLite files and verify them in their runtimes.")
 _stage("bench", "Time the exported files of RUN's base and result on the device, in the same rounds.")

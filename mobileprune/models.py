@@ -228,7 +228,7 @@ def check_outputs(model: nn.Module, example: Tensor, classes: int, spec: str) ->
     except Exception as error:  # the user's code may raise anything
         size = "x".join(map(str, example.shape[2:]))
         reason = str(error).splitlines()[0]
-        raise MobilepruneError(f"{spec} fails on a {size} image: {reason}; try another --image-size") from error
+        raise UsageError(f"{spec} fails on a {size} image: {reason}; try another --image-size") from error
     if not isinstance(output, Tensor) or output.shape != (example.shape[0], classes):
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UsageError(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from mobileprune.budget import Budget
 from mobileprune.stages.bench import bench
 from mobileprune.stages.context import Context
 from mobileprune.stages.export import export
@@ -14,28 +11,24 @@ from mobileprune.stages.profile import profile
 from mobileprune.stages.prune import prune
 from mobileprune.stages.report import report
 from mobileprune.stages.settle import kept, settle
-from mobileprune.stages.solve import check_reachable
 
 _TRIES = 3  # how often a result that misses its budget when it is measured at the end is replaced
 
 
-def optimize(ctx: Context, budgets: Sequence[Budget]) -> None:
-    """Take the run from wherever it stands to a measured result that keeps ``budgets``, and its report.
+def optimize(ctx: Context) -> None:
+    """Take the run from wherever it stands to a measured result that keeps its budgets, and its report.
 
-    What the journal already holds is not done again. Raises MobilepruneError where no scale can keep the budgets.
+    What the journal already holds is not done again. Raises UsageError where no scale can keep the budgets.
     """
     profile(ctx)
-    check_reachable(ctx.run, budgets)
-    probe(ctx, budgets)
+    probe(ctx)
     for _ in range(_TRIES):
-        settle(ctx, budgets)
+        settle(ctx)
         prune(ctx)
         finetune(ctx)
         export(ctx)
         bench(ctx)
-        if kept(ctx.run, budgets):
+        if kept(ctx.run):
             break
-        ctx.display.say(
-            "[yellow]the measured result misses the budget: its sample is added and the problem solved again"
-        )
+        ctx.display.say("the measured result misses the budget: its sample is added and the problem solved again")
     report(ctx)

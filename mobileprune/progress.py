@@ -9,6 +9,7 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 
 class Advance(Protocol):
@@ -23,8 +24,8 @@ class Display(Protocol):
     def stage(self, name: str, what: str) -> None:
         """A stage begins."""
 
-    def say(self, text: str) -> None:
-        """One finished thing, in words."""
+    def say(self, text: str, style: str = "") -> None:
+        """One finished thing, in words; ``style`` as rich names them."""
 
     def work(self, description: str, total: float) -> _WorkContext:
         """A piece of work of ``total`` units; gives an ``Advance``."""
@@ -41,7 +42,7 @@ class Quiet:
     def stage(self, name: str, what: str) -> None:
         return
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, style: str = "") -> None:
         return
 
     @contextmanager
@@ -56,10 +57,10 @@ class Terminal:
         self.console = console
 
     def stage(self, name: str, what: str) -> None:
-        self.console.print(f"[bold cyan]{name:>9}[/]  {what}", highlight=False)
+        self.console.print(Text(f"{name:>9}", style="bold cyan") + Text(f"  {what}"), soft_wrap=True)
 
-    def say(self, text: str) -> None:
-        self.console.print(f"{'':>9}  {text}", highlight=False)
+    def say(self, text: str, style: str = "") -> None:
+        self.console.print(Text(f"{'':>9}  {text}", style=style), soft_wrap=True)
 
     @contextmanager
     def work(self, description: str, total: float) -> Iterator[Advance]:

@@ -28,6 +28,8 @@ _DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "probes": 8,
     "profile_scales": 12,
+    "rounds": 7,
+    "round_seconds": 0.25,
     "probe_epochs": 4,
     "epochs": 16,
     "batch_size": 64,
@@ -51,6 +53,8 @@ class Request:
     seed: int | None = None
     probes: int | None = None
     profile_scales: int | None = None
+    rounds: int | None = None
+    round_seconds: float | None = None
     base_epochs: int | None = None
     probe_epochs: int | None = None
     epochs: int | None = None
@@ -90,6 +94,7 @@ def complete(request: Request) -> dict[str, Any]:
         "seed": value("seed"),
         "probes": value("probes"),
         "profile_scales": value("profile_scales"),
+        "measuring": {"rounds": value("rounds"), "round_seconds": value("round_seconds")},
         "model": model,
         "data": data,
         "training": {
@@ -127,6 +132,8 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "seed": ("seed",),
     "probes": ("probes",),
     "profile_scales": ("profile_scales",),
+    "rounds": ("measuring", "rounds"),
+    "round_seconds": ("measuring", "round_seconds"),
     "base_epochs": ("training", "base_epochs"),
     "probe_epochs": ("training", "probe_epochs"),
     "epochs": ("training", "result_epochs"),

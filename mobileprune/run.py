@@ -13,7 +13,7 @@ import os
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ def writing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise disk_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -203,7 +204,7 @@ def locked(path: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()}")
         file.flush()
-        for leftover in path.rglob(".*.tmp"):  # half-written files of a process that was killed
+        for leftover in (*path.rglob(".*.tmp"), *path.rglob(".*.part")):  # half a file of a process that was killed
             leftover.unlink(missing_ok=True)
         try:
             yield

@@ -53,7 +53,7 @@ def find_blocks(model: nn.Module, example_input: Tensor) -> tuple[list[Block], l
         id(call.module): call
         for call in tracer.finished
         if call.residual and not call.extra and tracer.count[id(call.module)] == 1
-        if _has_weights(call.module) and _owns(model, call.module)
+        if _has_weights(call.module) and _owns(model, names[call.module], call.module)
     }
     innermost = [call for call in found.values() if not any(id(m) in found for m in _below(call.module))]
     blocks = [
@@ -71,12 +71,12 @@ def _has_weights(module: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.conv._ConvNd | nn.Linear) for m in module.modules())
 
 
-def _owns(model: nn.Module, block: nn.Module) -> bool:
-    """No parameter of the block is used by a module outside of it."""
-    within = {id(m) for m in block.modules()}
-    own = {id(p) for p in block.parameters()}
-    others = (m for m in model.modules() if id(m) not in within)
-    return not any(id(p) in own for m in others for p in m.parameters(recurse=False))
+def _owns(model: nn.Module, name: str, block: nn.Module) -> bool:
+    """Neither a module nor a parameter of the block is also found outside of it."""
+    within = {id(m) for m in block.modules()} | {id(p) for p in block.parameters()}
+    paths = model.named_modules(remove_duplicate=False)
+    others = [m for path, m in paths if path != name and not path.startswith(name + ".")]
+    return not any(id(part) in within for m in others for part in (m, *m.parameters(recurse=False)))
 
 
 def _verified(model: nn.Module, blocks: list[Block], example_input: Tensor) -> tuple[list[Block], list[str]]:
@@ -210,9 +210,8 @@ class _Tracer(TorchDispatchMode):
         name = name.removesuffix("_") if inplace else name
         calls: dict[int, bool] = {}
         operands = [a for a in args if isinstance(a, Tensor)]
-        plain = name == "add" and len(operands) == 2 and (kwargs or {}).get("alpha", 1) == 1
-        if plain and operands[0].shape == operands[1].shape:
-            for operand in operands:
+        if name == "add" and len(operands) == 2 and (kwargs or {}).get("alpha", 1) == 1:
+            for operand in (o for o in operands if o.shape == result.shape):
                 calls.update(dict.fromkeys(self.paths.get(id(operand), {}), True))
         elif name in _PASSING and operands and isinstance(result, Tensor) and result.shape == operands[0].shape:
             calls = self.paths.get(id(operands[0]), {})

@@ -83,6 +83,8 @@ def find_groups(model: nn.Module, example_input: Tensor) -> list[ChannelGroup]:
             table.tie(id(group), roots, Axis(paths[target], side), positions)
     for path in finals:
         table.freeze(Axis(path, "out"))
+    for axis in _shared(model):
+        table.freeze(axis)
     table.tie_grouped(model)
     return table.groups()
 
@@ -108,6 +110,17 @@ def _side(target: nn.Module | nn.Parameter, is_out: bool) -> str:
     if isinstance(target, nn.Parameter):
         return "param"
     return "out" if is_out or is_depthwise(target) or "in" not in axes_of(target) else "in"
+
+
+def _shared(model: nn.Module) -> Iterator[Axis]:
+    """The axes of layers that hold a parameter of another layer too: cutting one alone would part them."""
+    holders: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            holders[id(parameter)] = holders.get(id(parameter), 0) + 1
+    for path, module in model.named_modules():
+        if any(holders[id(parameter)] > 1 for parameter in module.parameters(recurse=False)):
+            yield from (Axis(path, side) for side in axes_of(module))
 
 
 def _output_layers(model: nn.Module, example_input: Tensor) -> set[str]:

@@ -17,7 +17,7 @@ from mobileprune.search.residual import ResidualGP
 from mobileprune.search.samples import Array, Axes, Samples, collect, points
 
 PROBE_NOISE = 0.004  # standard deviation of one fine-tuned probe where none is given (0.3 to 0.6 points were measured)
-SURFACE = 0.007  # prior standard deviation of a surface between its samples
+SURFACE = 0.006  # prior standard deviation of a surface between its samples
 SLOPE = 0.02  # prior standard deviation of a fitted slope, per sampled log range of an axis
 LENGTH = 0.5  # its correlation length, as a share of the sampled log range
 _PRIOR_COUNT = 8.0  # how many leave-one-out residuals the prior of the error bars is worth
@@ -134,7 +134,7 @@ def fit_accuracy(
 ) -> AccuracySurrogate:
     """Fit an accuracy surface to probes.
 
-    ``accuracies`` (n,) are fractions; ``stds`` (n,) the standard deviation of each (its noise, a fraction), 0 for exact.
+    ``accuracies`` (n,) are fractions; ``stds`` (n,) their standard deviations (noise, as fractions), 0 for exact.
     ``form`` is "auto" (best leave-one-out error), "monotone", "power-law-gp" or "polynomial" (the paper's, its rank and
     degree chosen by leave-one-out). Raises UsageError for bad samples or fewer than three distinct scales.
     """
@@ -143,7 +143,9 @@ def fit_accuracy(
     samples = collect(scales, accuracies, stds, what="accuracy", default_noise=PROBE_NOISE, minimum=3)
     outside = np.flatnonzero((samples.y < 0.0) | (samples.y > 1.0))
     if len(outside):
-        raise UsageError(f"accuracy {samples.y[outside[0]]:.4g} is not a fraction between 0 and 1: divide percent by 100")
+        raise UsageError(
+            f"accuracy {samples.y[outside[0]]:.4g} is not a fraction between 0 and 1: divide percent by 100"
+        )
     axes = Axes.of(samples.x)
     tried = [(kind, *_leave_out(kind, samples, axes)) for kind in forms.candidates(form, samples, axes)]
     best = 0
@@ -154,7 +156,8 @@ def fit_accuracy(
     kind, residuals, _, fitted = tried[best]
     rivals = _rivals([(k.name, score, f) for k, _, score, f in tried], best)
     table = tuple(
-        Candidate(k.name, k.rank, k.degree, float(np.abs(r).mean()), s, i == best) for i, (k, r, s, _) in enumerate(tried)
+        Candidate(k.name, k.rank, k.degree, float(np.abs(r).mean()), s, i == best)
+        for i, (k, r, s, _) in enumerate(tried)
     )
     noise = float(np.sqrt(np.mean(samples.noise**2 * samples.counts)))
     inflation = _inflation(residuals, samples, axes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,8 @@ _ACTIVE = 1e-7  # a bound or limit this close (in unit coordinates, or relative)
 class Continuous:
     """A stationary point of the continuous problem.
 
-    ``multipliers``: per constraint the gain of accuracy (a fraction) per unit of its limit. ``kkt_residual``: the largest
-    violation of stationarity, feasibility and complementarity, relative to the gradient of the accuracy.
+    ``multipliers``: per constraint the gain of accuracy (a fraction) per unit of its limit. ``kkt_residual``: the
+    largest violation of stationarity (relative to the gradient of the accuracy) and of the limits.
     """
 
     scale: Scale
@@ -67,7 +68,7 @@ class _Problem:
         return np.log(self.limits[j].smooth(self.scales(z)) / self.limits[j].limit)
 
     def gradient(self, f: Callable[[NDArray], NDArray], z: Array) -> Array:
-        """Gradient of ``f`` at ``z`` by complex steps; central differences where ``f`` does not take complex numbers."""
+        """Gradient of ``f`` at ``z`` by complex steps; central differences where ``f`` takes no complex numbers."""
         try:
             stepped = z[None, :] + 1e-30j * np.eye(self.size)
             slopes = np.imag(f(stepped)) / 1e-30
@@ -129,7 +130,7 @@ def _starts(problem: _Problem, starts: Sequence[Scale]) -> list[Array]:
 
 
 def _slsqp(problem: _Problem, z: Array) -> Array | None:
-    constraints = [
+    constraints: list[Any] = [
         {
             "type": "ineq",
             "fun": lambda p, j=j: -float(problem.excess(j, p[None])[0]),
@@ -137,15 +138,16 @@ def _slsqp(problem: _Problem, z: Array) -> Array | None:
         }
         for j in range(len(problem.limits))
     ]
-    result = minimize(
-        lambda p: -float(problem.objective(p[None])[0]),
-        z,
-        jac=lambda p: -problem.gradient(problem.objective, p),
-        bounds=[(0.0, 1.0)] * problem.size,
-        constraints=constraints,
-        method="SLSQP",
-        options={"maxiter": 60, "ftol": 1e-12},
-    )
+    options: Any = {"maxiter": 60, "ftol": 1e-12}
+
+    def loss(p: Array) -> float:
+        return -float(problem.objective(p[None])[0])
+
+    def slope(p: Array) -> Array:
+        return -problem.gradient(problem.objective, p)
+
+    box = [(0.0, 1.0)] * problem.size
+    result = minimize(loss, z, jac=slope, bounds=box, constraints=constraints, method="SLSQP", options=options)
     found = np.clip(result.x, 0.0, 1.0)
     if not np.all(np.isfinite(found)):
         return None
@@ -186,7 +188,7 @@ def _polish(problem: _Problem, z: Array) -> Array:
         point[inner] = v[: len(inner)]
         height, rows = problem.slopes(point)
         pull = height[inner] - rows[active][:, inner].T @ v[len(inner) :]
-        return np.append(pull, [float(problem.excess(j, point[None])[0]) for j in active])
+        return np.append(pull, [float(problem.excess(int(j), point[None])[0]) for j in active])
 
     if len(inner) == 0 or len(active) > len(inner):
         options = [snapped]
@@ -224,7 +226,9 @@ def power_optimum(gains: Sequence[float], costs: Sequence[float], log_budget: fl
     return np.exp(z)
 
 
-def saturating_optimum(losses: Sequence[float], powers: Sequence[float], costs: Sequence[float], log_budget: float) -> Array:
+def saturating_optimum(
+    losses: Sequence[float], powers: Sequence[float], costs: Sequence[float], log_budget: float
+) -> Array:
     """The scale that minimises sum b_i x_i^-p_i under sum c_i log x_i = log_budget, in closed form (no bounds).
 
     Stationarity b_i p_i x_i^-p_i = m c_i gives log x_i = log(b_i p_i / (m c_i)) / p_i, linear in log m.

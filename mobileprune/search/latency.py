@@ -89,7 +89,8 @@ class LatencySurrogate:
         seen = at >= 0
         noise, relative = self.samples.noise[at[seen]], std[seen] / mean[seen]
         trust = relative**2 / (relative**2 + noise**2)
-        mean[seen] *= (self.samples.y[at[seen]] / mean[seen]) ** trust
+        value = self.samples.y[at[seen]]
+        mean[seen] = np.where(trust == 1.0, value, mean[seen] * (value / mean[seen]) ** trust)
         std[seen] = mean[seen] * relative * np.sqrt(1.0 - trust)
         return mean, std
 
@@ -139,13 +140,19 @@ def fit_latency(
         raise UsageError(f"no latency form is called {form!r}: choose one of auto, {', '.join(forms.NAMES)}")
     log_stds = None if stds is None else np.asarray(stds, dtype=float).reshape(-1) / y
     logs = collect(scales, np.log(y), log_stds, what="latency", default_noise=SAMPLE_NOISE, minimum=3)
-    samples = Samples(logs.x, np.exp(logs.y), logs.noise, logs.counts)
+    merged = np.exp(logs.y)
+    at = logs.index_of(points(scales))
+    alone = logs.counts[at] == 1
+    merged[at[alone]] = y[alone]  # not through the logarithm: a table's own figures come back unchanged
+    samples = Samples(logs.x, merged, logs.noise, logs.counts)
     keys = tuple(sorted(features[0])) if features else ()
     table = _merged_table(scales, features, keys, samples) if features else None
     axes = Axes.of(samples.x)
     kinds = [kind for kind in forms.FORMS if (not kind.counted or table is not None) and form in ("auto", kind.name)]
     if not kinds:
-        raise UsageError(f"the latency form {form!r} needs counted features of every sample: give them or choose another")
+        raise UsageError(
+            f"the latency form {form!r} needs counted features of every sample: give them or choose another"
+        )
     if all(kind.counted for kind in kinds):
         kinds = [kind for kind in forms.FORMS if not kind.counted] + kinds
     residuals = [_leave_out(kind, samples, table, axes) for kind in kinds]
@@ -158,7 +165,9 @@ def fit_latency(
         name=kinds[best].name,
         smooth_name=kinds[smooth].name,
         cv_error=errors[best],
-        candidates=tuple(LatencyCandidate(k.name, e, i == best) for i, (k, e) in enumerate(zip(kinds, errors, strict=True))),
+        candidates=tuple(
+            LatencyCandidate(k.name, e, i == best) for i, (k, e) in enumerate(zip(kinds, errors, strict=True))
+        ),
         samples=samples,
         axes=axes,
         keys=keys,
@@ -185,7 +194,9 @@ def _table(features: Sequence[Mapping[str, float]], keys: tuple[str, ...], rows:
     for i, row in enumerate(features):
         missing = [key for key in keys if key not in row]
         if missing:
-            raise UsageError(f"the features of scale number {i + 1} lack {missing[0]!r}: count the same work for every scale")
+            raise UsageError(
+                f"the features of scale number {i + 1} lack {missing[0]!r}: count the same work for every scale"
+            )
     return np.array([[float(row[key]) for key in keys] for row in features], dtype=float).reshape(rows, len(keys))
 
 

@@ -49,7 +49,9 @@ class LogPolynomial:
         penalty = np.full(columns.shape[1], 2e-3 if degree == 1 else 2e-2)
         rest = np.log(samples.y) - columns @ pull
         center = np.average(rest, weights=weight**2)
-        design = np.vstack([np.column_stack([columns * weight[:, None], weight]), np.diag(np.sqrt(np.append(penalty, 0)))])
+        design = np.vstack(
+            [np.column_stack([columns * weight[:, None], weight]), np.diag(np.sqrt(np.append(penalty, 0)))]
+        )
         target = np.append((rest - center) * weight, np.zeros(len(penalty) + 1))
         found = np.linalg.lstsq(design, target, rcond=None)[0]
         found[:-1] += pull

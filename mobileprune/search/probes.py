@@ -31,11 +31,11 @@ def parent_of(scale: Scale, done: Iterable[Scale]) -> Scale:
 
 
 def initial_probes(lattice: Lattice, n: int, cost: Cost | None = None, budget: float | None = None) -> list[Scale]:
-    """Up to ``n`` distinct scales of ``lattice`` to probe first, ancestors before descendants; the base is not among them.
+    """Up to ``n`` distinct scales of ``lattice`` to probe first, ancestors before descendants, without the base.
 
-    With ``cost`` (predicted, any unit) and ``budget`` (a share of the base's cost) the probes lie around the scales that
-    just keep the budget: each axis alone, all axes together, pairs, then deeper and shallower. Without a budget they are
-    the corners and middles of the lattice. Nothing is cut where the lattice holds fewer scales than asked.
+    With ``cost`` (predicted, any unit) and ``budget`` (a share of the base's cost) the probes lie around the scales
+    that just keep the budget: all axes together, each alone, pairs, then deeper and shallower. Without a budget they
+    are the corners and middles of the lattice. A lattice of fewer scales gives all of them.
     """
     low = _corner(lattice, cost, budget)
     active = [i for i in range(3) if low[i] < 0.0]
@@ -77,7 +77,7 @@ def _corner(lattice: Lattice, cost: Cost | None, budget: float | None) -> Array:
 
 
 def _reach(lattice: Lattice, cost: Cost, budget: float, direction: Array) -> float:
-    """How far along ``direction`` (logarithms) the cost falls to ``budget`` times the base's; at most to the lattice's end."""
+    """How far along ``direction`` (logarithms) the cost falls to ``budget`` times the base's, within the lattice."""
     steps = np.linspace(0.0, 4.0, 81)
     floor = np.log(lattice.smallest.as_tuple())
     line = [Scale(*np.exp(np.clip(direction * t, floor, 0.0))) for t in steps]
@@ -111,7 +111,9 @@ def _corners(active: Sequence[int]) -> Design:
     ends = [*unit, ones] if m > 1 else [ones]
     middles = [0.5 * ones, *(0.5 * u for u in unit)] if m > 1 else [0.5 * ones]
     mixes = [ones - 0.5 * u for u in unit] if m > 1 else [0.75 * ones, 0.25 * ones]
-    return [(v, 1.0) for v in [*ends, *middles[:1], *(0.75 * p for p in pairs), *middles[1:], *mixes, *pairs]] if m else []
+    return (
+        [(v, 1.0) for v in [*ends, *middles[:1], *(0.75 * p for p in pairs), *middles[1:], *mixes, *pairs]] if m else []
+    )
 
 
 def _remoteness(scale: Scale, chosen: Sequence[Scale], low: Array) -> tuple[float, Scale]:
@@ -149,7 +151,7 @@ def rate_probes(
     kept = [int(i) for i in ranking if field.joint[i] >= confidence - 1e-12]
     if not kept:
         return None
-    kept = [i for i in kept if optimistic[i] >= field.mean[kept[0]]]
+    # The choice itself comes first: of probes that promise equally little, the one that verifies it is taken.
     contenders = [kept[0], *sorted(kept[1:], key=lambda i: (-optimistic[i], i))][:_CONTENDERS]
     gains = _knowledge_gradient(accuracy, field, contenders)
     open_ = [k for k, i in enumerate(contenders) if field.scales[i] not in known]

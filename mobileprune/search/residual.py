@@ -20,8 +20,8 @@ def kernel(a: NDArray, b: NDArray, length: float) -> NDArray:
 class ResidualGP:
     """Zero-mean Gaussian process at unit coordinates ``sites`` (n, axes).
 
-    ``variance``: prior variance of the process, ``slope``: prior variance of a level and of a slope per axis (what a trend
-    may still be wrong by), ``weights``: the solved residuals, ``length``: correlation length.
+    ``variance``: prior variance of the process, ``slope``: prior variance of a level and of a slope per axis (what a
+    trend may still be wrong by), ``weights``: the solved residuals, ``length``: correlation length.
     """
 
     sites: Array

@@ -71,14 +71,16 @@ def collect(
         raise UsageError(f"{len(x)} scales but {len(y)} values of {what}: give one value for each scale")
     bad = np.flatnonzero(~np.isfinite(y))
     if len(bad):
-        raise UsageError(f"{what} number {bad[0] + 1} is {y[bad[0]]}: every sample must be a finite number; leave it out")
+        raise UsageError(
+            f"{what} number {bad[0] + 1} is {y[bad[0]]}: every sample must be a finite number; leave it out"
+        )
     given = None if stds is None else np.asarray(stds, dtype=float).reshape(-1)
     if given is not None and (len(given) != len(y) or not np.all(np.isfinite(given)) or np.any(given < 0)):
         raise UsageError(f"the standard deviations of {what} must be {len(y)} finite numbers that are not negative")
     order = np.lexsort((y, x[:, 2], x[:, 1], x[:, 0]))
     x, y = x[order], y[order]
-    group = np.concatenate([[0], np.cumsum(np.abs(np.diff(x, axis=0)).max(axis=1) > _SAME)]) if len(x) else np.zeros(0)
-    group = group.astype(int)
+    steps = np.abs(np.diff(x, axis=0)).max(axis=1) > _SAME if len(x) > 1 else np.zeros(0, dtype=bool)
+    group: NDArray[np.int64] = np.concatenate([[0], np.cumsum(steps)])[: len(x)].astype(np.int64)
     distinct = int(group[-1]) + 1 if len(x) else 0
     if distinct < minimum:
         raise UsageError(

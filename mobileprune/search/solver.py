@@ -33,8 +33,8 @@ class Accuracy(Protocol):
 class Constraint:
     """``predict(scale) <= limit``.
 
-    ``predict``: scales to (mean, std), std 0 where the value is counted. ``smooth``: (n, 3) scales to (n,) values for the
-    continuous problem; where it is None it is fitted to the values of the candidates.
+    ``predict``: scales to (mean, std), std 0 where the value is counted. ``smooth``: (n, 3) scales to (n,) values for
+    the continuous problem; where it is None it is fitted to the values of the candidates.
     """
 
     name: str
@@ -134,7 +134,9 @@ class Solution:
             "scale": dict(zip(("depth", "width", "resolution"), self.scale.as_tuple(), strict=True)),
             "accuracy": self.accuracy.to_dict(),
             "constraints": {name: kept.to_dict() for name, kept in self.constraints.items()},
-            "continuous": None if c is None else {"scale": c.scale.as_tuple(), "accuracy": c.accuracy, "values": c.values},
+            "continuous": None
+            if c is None
+            else {"scale": c.scale.as_tuple(), "accuracy": c.accuracy, "values": c.values},
             "multipliers": {} if c is None else c.multipliers,
             "kkt_residual": None if c is None else c.kkt_residual,
             "prices": list(self.prices),
@@ -208,12 +210,14 @@ def solve(
 ) -> Solution:
     """The candidate of largest predicted accuracy that keeps all limits with probability ``confidence``.
 
-    Give probed scales among the candidates, so that no feasible probe beats the result. The base, where it is a candidate
-    and keeps every limit, is the answer (``base_suffices``). The first constraint is the one the frontier runs along.
+    Give probed scales among the candidates, so that no feasible probe beats the result. The base, where it is a
+    candidate and keeps every limit, is the answer (``base_suffices``). The frontier runs along the first constraint.
     Raises UsageError where no candidate keeps the limits, with the smallest value that can be reached.
     """
     if not 0.0 < confidence < 1.0:
-        raise UsageError(f"the confidence {confidence} is not between 0 and 1: 0.9 keeps the budget in nine of ten cases")
+        raise UsageError(
+            f"the confidence {confidence} is not between 0 and 1: 0.9 keeps the budget in nine of ten cases"
+        )
     field = survey(accuracy, constraints, candidates)
     kept = field.joint >= confidence - 1e-12
     if not kept.any():
@@ -258,7 +262,9 @@ def _unreachable(field: Field, constraints: Sequence[Constraint], confidence: fl
             continue
         need = field.values[j] + float(norm.ppf(confidence)) * field.value_stds[j]
         i = int(need.argmin())
-        with_confidence = f" with confidence {confidence:.3g}" if field.value_stds[j, i] > 0.0 and confidence != 0.5 else ""
+        with_confidence = (
+            f" with confidence {confidence:.3g}" if field.value_stds[j, i] > 0.0 and confidence != 0.5 else ""
+        )
         return (
             f"no scale keeps {c.name} within {_amount(c.limit, c.unit)}: the smallest reachable{with_confidence} is "
             f"{_amount(float(need[i]), c.unit)} at {field.scales[i]}; raise the budget to at least that"
@@ -325,7 +331,7 @@ def _step(limit: float) -> float:
 def trace(
     field: Field, constraints: Sequence[Constraint], confidence: float, count: int = FRONTIER
 ) -> tuple[FrontierPoint, ...]:
-    """The best scale at ``count`` values of the first limit, from the smallest that can be kept to where more is useless."""
+    """The best scale at ``count`` values of the first limit, from the smallest reachable to where more is useless."""
     if not constraints or count < 1:
         return ()
     others = field.probabilities[1:].prod(axis=0)

@@ -8,7 +8,7 @@ from mobileprune.scale import BASE
 from mobileprune.stages.context import Context
 from mobileprune.stages.export import write_manifests
 from mobileprune.stages.profile import measure, record
-from mobileprune.stages.records import scale_key
+from mobileprune.stages.records import require, scale_key
 from mobileprune.stages.solve import chosen_scale
 
 
@@ -18,6 +18,7 @@ def bench(ctx: Context) -> None:
     key = scale_key(scale)
     if ctx.run.journal.get("measured", key) is not None:
         return
+    require(ctx.run, "artifact", f"{key}.{ctx.profile.format}", "export")
     files: dict[str, Path] = {}
     for entry in ctx.run.journal.all("artifact"):
         owner, _, name = entry["key"].rpartition(".")

@@ -12,7 +12,7 @@ from mobileprune.data import RESIZE_RULE
 from mobileprune.run import Entry
 from mobileprune.stages.context import Context
 from mobileprune.stages.prune import Network, restore
-from mobileprune.stages.records import scale_key
+from mobileprune.stages.records import require, scale_key
 from mobileprune.stages.solve import chosen_scale
 
 _PARITY_IMAGES = 32
@@ -21,6 +21,7 @@ _PARITY_IMAGES = 32
 def export(ctx: Context) -> None:
     """Write and verify ``base/artifacts/`` and ``results/SCALE/artifacts/``, each with a manifest.json."""
     key = scale_key(chosen_scale(ctx.run))
+    require(ctx.run, "finetuned", key, "finetune")
     owners = {"base": ctx.folder("base"), key: ctx.folder("results", key)}
     installed = [name for name in exporters.formats() if exporters.available(name) is None]
     waiting = [
@@ -34,7 +35,7 @@ def export(ctx: Context) -> None:
     ctx.display.stage("export", "base and result as " + " and ".join(installed))
     for name in set(exporters.formats()) - set(installed):
         ctx.run.journal.append("note", f"{name} not written: {exporters.available(name)}")
-        ctx.display.say(f"[yellow]{name} not written: {exporters.available(name)}")
+        ctx.display.say(f"{name} not written: {exporters.available(name)}", style="yellow")
     for owner, name in waiting:
         folder = owners[owner]
         network = Network(ctx.base, None, ctx.data.size) if owner == "base" else restore(ctx, folder, "weights")

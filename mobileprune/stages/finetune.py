@@ -5,7 +5,7 @@ from __future__ import annotations
 from mobileprune.stages import weights
 from mobileprune.stages.context import Context
 from mobileprune.stages.prune import restore
-from mobileprune.stages.records import scale_key
+from mobileprune.stages.records import require, scale_key
 from mobileprune.stages.solve import chosen_scale
 from mobileprune.stages.train import describe, scores, train
 
@@ -16,6 +16,7 @@ def finetune(ctx: Context) -> None:
     key = scale_key(scale)
     if ctx.run.journal.get("finetuned", key) is not None:
         return
+    require(ctx.run, "pruned", key, "prune")
     ctx.display.stage("finetune", f"{scale}, {ctx.schedule('result').epochs} epochs, distilled from the base")
     folder = ctx.folder("results", key)
     network = restore(ctx, folder, "pruned")

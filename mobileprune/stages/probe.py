@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from mobileprune.budget import Budget
 from mobileprune.scale import Scale
 from mobileprune.search.probes import parent_of
 from mobileprune.stages.context import Context
 from mobileprune.stages.prune import cut, finished_probes, store
 from mobileprune.stages.records import scale_key
-from mobileprune.stages.solve import plan_probe
+from mobileprune.stages.solve import check_reachable, current_budgets, plan_probe
 from mobileprune.stages.train import describe, scores, train
 
 
-def probe(ctx: Context, budgets: Sequence[Budget]) -> None:
-    """Probe scales one after the other until the plan wants no more; each is in the journal when it is done."""
+def probe(ctx: Context) -> None:
+    """Probe scales one after the other until the plan wants no more; each is in the journal when it is done.
+
+    Raises UsageError, before anything is trained, where no scale can keep the budgets.
+    """
+    budgets = current_budgets(ctx.run)
+    check_reachable(ctx.run, budgets)
     limit = int(ctx.asked["probes"])
     announced = False
     while (scale := plan_probe(ctx.run, budgets, limit)) is not None:

@@ -94,9 +94,16 @@ def measure(ctx: Context, files: Mapping[str, Path]) -> Report:
     """Time the files on the run's device, interleaved."""
     device = open_device(ctx.profile)
     with ctx.display.work(f"measuring {len(files)} files on {ctx.profile.name}", 1) as advance:
-        report = benchmark(device, files, seed=ctx.seed, progress=lambda done, total: advance(done / total))
+        report = benchmark(
+            device,
+            files,
+            rounds=ctx.asked["measuring"]["rounds"],
+            min_seconds=ctx.asked["measuring"]["round_seconds"],
+            seed=ctx.seed,
+            progress=lambda done, total: advance(done / total),
+        )
     for warning in report.warnings:
-        ctx.display.say(f"[yellow]{warning}")
+        ctx.display.say(warning, style="yellow")
     return report
 
 

@@ -80,6 +80,12 @@ def read_costs(run: Run) -> Costs:
     return Costs.read(run.path / "profile" / "lattice.json")
 
 
+def require(run: Run, kind: str, key: str, stage: str) -> None:
+    """Raise MobilepruneError naming the command to run first where the journal lacks what ``stage`` leaves."""
+    if run.journal.get(kind, key) is None:
+        raise MobilepruneError(f"{run.path} is not that far; run `mobileprune {stage} {run.path}` first")
+
+
 def scale_of(entry: Entry) -> Scale:
     return Scale(*entry["scale"])
 

@@ -12,26 +12,28 @@ from mobileprune.search.solver import Solution
 from mobileprune.stages.context import Context
 from mobileprune.stages.profile import export_for_timing, measure, record, shaped
 from mobileprune.stages.records import scale_key, scale_of
-from mobileprune.stages.solve import Problem, describe_solution, solve_run
+from mobileprune.stages.solve import Problem, current_budgets, describe_solution, solve_run
 
 _TRIES = 4  # measured candidates per answer; each takes seconds, as weights do not matter for time
 
 
-def settle(ctx: Context, budgets: Sequence[Budget]) -> None:
-    """Record the answer to ``budgets``: a scale whose untrained network was measured and keeps them.
+def settle(ctx: Context) -> None:
+    """Record the answer to the current budgets: a scale whose untrained network was measured and keeps them.
 
     An answer that stands is kept; one whose final measurement missed a budget is replaced.
     Raises MobilepruneError where every candidate that was measured missed.
     """
-    run, key = ctx.run, budgets_key(budgets)
+    run, budgets = ctx.run, current_budgets(ctx.run)
+    key = budgets_key(budgets)
     answer = run.journal.get("answer", key)
     if answer is not None and not Problem(run, tuple(budgets)).missed(scale_of(answer)):
         return
     ctx.display.stage("solve", f"the best scale under {' and '.join(map(str, budgets))}")
+    needs_device = any(b.quantity in ("latency", "size") for b in budgets)  # what is counted need not be measured
     tried: list[Scale] = []
     for _ in range(_TRIES):
         solution = solve_run(run, budgets)
-        if scale_key(solution.scale) not in _measured(run):
+        if needs_device and scale_key(solution.scale) not in _measured(run):
             tried.append(solution.scale)
             _measure_candidate(ctx, solution.scale, budgets)
             continue  # the new sample may change the choice
@@ -75,8 +77,8 @@ def _measure_candidate(ctx: Context, scale: Scale, budgets: Sequence[Budget]) ->
     ctx.display.say(f"{scale} measured: {shown('latency', found)}, {verdict}")
 
 
-def kept(run: Run, budgets: Sequence[Budget]) -> bool:
-    """Whether the answer's final files, as measured, keep the budgets within the measured spread."""
-    problem = Problem(run, tuple(budgets))
-    answer = run.journal.get("answer", budgets_key(budgets))
+def kept(run: Run) -> bool:
+    """Whether the answer's final files, as measured, keep the current budgets within the measured spread."""
+    problem = Problem(run, current_budgets(run))
+    answer = run.journal.get("answer", budgets_key(problem.budgets))
     return answer is not None and not problem.missed(scale_of(answer))

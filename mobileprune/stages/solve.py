@@ -98,7 +98,7 @@ class Problem:
                 "size", limit / _MEGA, "MB", lambda s: (fixed + grows * self.costs[s]["params"]) / _MEGA
             )
         name = budget.quantity
-        unit = {"macs": "MMACs", "params": "MParams", "memory": "MB of activations"}[name]
+        unit = {"macs": "MMACs", "params": "MParams", "memory": "MB"}[name]
         return counted_constraint(name, limit / _MEGA, unit, lambda s: self.costs[s][name] / _MEGA)
 
     @staticmethod

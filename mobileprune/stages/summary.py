@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from mobileprune.budget import shown
 from mobileprune.errors import MobilepruneError
@@ -86,7 +87,7 @@ def _side(run: Run, scale: Scale, owner: str, score: Entry, report: Mapping[str,
 def tables(summary: Summary) -> list[RenderableType]:
     """The end of a run for people: one table and where the files are."""
     base, result = summary["base"], summary["result"]
-    table = Table(title=_title(summary), title_justify="left", header_style="bold", min_width=60)
+    table = Table(title=Text(_title(summary)), title_justify="left", header_style="bold")
     for heading in ("", "base", "result", ""):
         table.add_column(heading, justify="left" if not heading else "right")
     for split in ("test", "validation"):
@@ -120,21 +121,21 @@ def tables(summary: Summary) -> list[RenderableType]:
 def _title(summary: Summary) -> str:
     words = []
     for b in summary["budgets"]:
-        verdict = "[green]kept[/]" if b["kept"] else "[red]missed[/]"
+        verdict = "kept" if b["kept"] else "missed"
         words.append(
             f"budget {b['budget']} {verdict}: {shown(b['quantity'], b['value'])} of {shown(b['quantity'], b['limit'])}"
         )
     return "\n".join(words)
 
 
-def _after(summary: Summary) -> list[str]:
+def _after(summary: Summary) -> list[Text]:
     lines = []
     if not summary["base"]["accuracy"]["test"]:
-        lines.append("The data has no test split: this accuracy is of the split that choices were made on.")
-    lines += [f"[yellow]{text}[/]" for text in (*summary["warnings"], *summary["notes"])]
+        lines.append(Text("The data has no test split: this accuracy is of the split that choices were made on."))
+    lines += [Text(text, style="yellow") for text in (*summary["warnings"], *summary["notes"])]
     files = [file["path"] for file in summary["result"]["files"].values()]
-    lines += [f"  {path}" for path in (*files, summary["weights"], summary["report"])]
-    lines.append(f'load it: mobileprune.load("{summary["run"]}")')
+    lines += [Text(f"  {path}") for path in (*files, summary["weights"], summary["report"])]
+    lines.append(Text(f'load it: mobileprune.load("{summary["run"]}")'))
     return lines
 
 

@@ -144,3 +144,10 @@ def test_one_channel(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(24, 2))
     artifact = export(net, grey, tmp_path / "x.onnx", format="onnx", simplify=False)
     assert open_runtime(artifact.path).image == (1, 6, 4)
+
+
+def test_model_that_cannot_be_copied(tmp_path: Path) -> None:
+    net = make_net("mobile")
+    net.cached = net.classify.weight * 2  # a tensor that belongs to a graph
+    with pytest.raises(ExportError, match="cannot be copied"):
+        export(net, SPEC, tmp_path / "x.onnx", format="onnx")

@@ -167,6 +167,18 @@ def test_chains_are_nested_and_relative_to_the_base(points: list, net: type[nn.M
         model, recipe = child.model, child.recipe
 
 
+def test_a_child_keeps_what_its_parent_removed_whatever_the_ranking_says_now() -> None:
+    base = Tiny(4)
+    anatomy = Anatomy.of(base, X)
+    first = {"body.0": 4.0, "body.1": 1.0, "body.2": 3.0, "body.3": 2.0}
+    parent = prune(base, Scale(0.75, 1, 1), X, anatomy=anatomy, ranking=first)
+    later = {name: -value for name, value in first.items()}
+    child = prune(parent.model, Scale(0.5, 0.6, 1), X, anatomy=anatomy, ranking=later, recipe=parent.recipe)
+    assert parent.recipe.removed == ("body.1",) and child.recipe.removed == ("body.0", "body.1")
+    assert not any(axis.layer.startswith(("body.0", "body.1")) for axis in child.recipe.kept)
+    assert isinstance(child.model.body[0], nn.Identity) and isinstance(child.model.body[1], nn.Identity)
+
+
 def test_a_chain_keeps_the_parents_weights_at_the_right_base_positions() -> None:
     """Mark every filter with its base number, prune twice, and read the numbers back."""
     base = Tiny(2)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ from nets import Mixed, OptionA, Shifted, Tiny, shaken
 from torch import nn
 
 from mobileprune.pruning.anatomy import Anatomy
+from mobileprune.pruning.cost import count
 from mobileprune.pruning.couplings import ChannelGroup, find_groups
 from mobileprune.pruning.filters import choose, importance, removed_positions, width_axis
 from mobileprune.pruning.layers import Axis, axis_sizes, outputs, slice_layer, slice_model
 from mobileprune.pruning.proof import prove
+from mobileprune.pruning.prune import prune
+from mobileprune.scale import Scale
 
 X = torch.randn(1, 3, 32, 32)
 
@@ -205,19 +209,45 @@ def test_frozen_parameters_stay_frozen_and_do_not_matter_to_tracing() -> None:
 
 def test_a_graph_in_which_torch_pruning_loses_itself_is_refused_in_words() -> None:
     class Woven(nn.Module):
-        """Each step adds into a slice of the last one's result: the number of paths doubles."""
+        """Each step adds the last result to the first of its own channels: the number of paths multiplies."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.convs = nn.ModuleList(nn.Conv2d(16 if i else 3, 16, 1) for i in range(24))
+            widths = [16 + 4 * i for i in range(12)]
+            self.stem = nn.Conv2d(3, 16, 1)
+            self.convs = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in itertools.pairwise(widths))
+            self.head = nn.Linear(widths[-1], 4)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.convs[0](x)
-            for conv in self.convs[1:]:
-                y = conv(x)
-                y[:, :8] += x[:, 8:]
-                x = y
-            return x.mean((2, 3))
+            x = self.stem(x)
+            for conv in self.convs:
+                y, n = torch.relu(conv(x)), x.shape[1]
+                x = torch.cat([y[:, :n] + x, y[:, n:]], 1)
+            return self.head(x.mean((2, 3)))
 
     anatomy = Anatomy.of(Woven(), X)
     assert anatomy.groups == () and any("does not end" in note for note in anatomy.notes)
+
+
+def test_a_layer_called_twice_is_cut_and_a_weight_that_two_layers_share_is_not() -> None:
+    class Shared(nn.Module):
+        def __init__(self, tied: bool) -> None:
+            super().__init__()
+            self.stem, self.a, self.b = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+            self.wide, self.head = nn.Conv2d(16, 24, 1), nn.Linear(24, 5)
+            if tied:
+                self.b.weight = self.a.weight
+            self.second = self.b if tied else self.a
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.a(torch.relu(self.stem(x))))
+            return self.head(torch.relu(self.wide(torch.relu(self.second(x)))).mean((2, 3)))
+
+    tied = Anatomy.of(Shared(True), X)
+    assert [group.name for group in tied.groups] == ["wide"]
+    again = Shared(False)
+    anatomy = Anatomy.of(again, X)
+    assert sorted(group.name for group in anatomy.groups) == ["stem", "wide"]
+    pruned = prune(again, Scale(1, 0.5, 1), X, anatomy=anatomy)
+    assert pruned.model.a is pruned.model.second and pruned.model.a.in_channels == pruned.model.a.out_channels == 8
+    assert count(pruned.model, X) == anatomy.cost(pruned.scale)

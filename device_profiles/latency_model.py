@@ -1,0 +1,160 @@
+"""What a profile knows of the latency of a device that is not there: coefficients per kind of operator, and how wrong.
+
+The latency is a sum over the work that `operators.count` finds in a file:
+
+    ms = fixed_ms + ms_per_operator * operators + ms_per_mb_weights * weights
+         + sum over the kinds of (ms_per_gmac[kind] * GMAC + ms_per_million_activations[kind] * activations / 10^6)
+
+No coefficient is negative, so more work is never predicted to be faster.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from device_profiles.errors import ProfileError
+from device_profiles.operators import KINDS
+
+FREE_KINDS = frozenset(("view", "fused"))  # what costs nothing at run time
+_KINDS = frozenset(KINDS) - FREE_KINDS - {"unsupported"}
+_MOST = 1e9  # no coefficient and no size is larger; keeps sums finite
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """Latency on so many threads, float32, batch 1; a value that breaks the schema raises ProfileError.
+
+    runtime: what the latencies were published for, with its version. fixed_ms: per inference. ms_per_operator: per
+    operator that costs anything. ms_per_gmac: per 10^9 multiply-accumulates of a kind.
+    ms_per_million_activations: per 10^6 activations read or written by a kind; its keys are the kinds that the model
+    knows. ms_per_mb_weights: per 10^6 bytes of weights.
+
+    typical_error, guaranteed_error: mean and largest |predicted / measured - 1| over the rows when each family of
+    networks is predicted by a fit without it. rows, families: what was fitted. macs, input_elements: the smallest and
+    largest network and input (channels x height x width) that the model may be asked for. sources: documents.
+    """
+
+    threads: int
+    runtime: str
+    fixed_ms: float
+    ms_per_operator: float
+    ms_per_mb_weights: float
+    ms_per_gmac: dict[str, float]
+    ms_per_million_activations: dict[str, float]
+    typical_error: float
+    guaranteed_error: float
+    rows: int
+    families: tuple[str, ...]
+    macs: tuple[int, int]
+    input_elements: tuple[int, int]
+    sources: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if problem := _RULES[field.name](value):
+                raise ProfileError(f"{field.name} = {_short(value)} {problem}")
+        if not self.typical_error <= self.guaranteed_error:
+            raise ProfileError(f"typical_error = {self.typical_error} must not exceed guaranteed_error")
+        if stray := sorted(set(self.ms_per_gmac) - set(self.ms_per_million_activations)):
+            raise ProfileError(f"ms_per_gmac has {stray[0]!r}, which ms_per_million_activations lacks")
+
+    @classmethod
+    def from_table(cls, table: object) -> LatencyModel:
+        """The model in a TOML table; raises ProfileError naming the key."""
+        if not isinstance(table, Mapping):
+            raise ProfileError(f"latency = {_short(table)} must be tables, each headed [[latency]]")
+        fields = [field.name for field in dataclasses.fields(cls)]
+        if unknown := [key for key in table if key not in fields]:
+            near = difflib.get_close_matches(unknown[0], fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(fields)}"
+            raise ProfileError(f"unknown key {unknown[0]!r} in [[latency]]; {hint}")
+        if missing := [key for key in fields if key not in table]:
+            raise ProfileError(f"the key {missing[0]!r} is missing in [[latency]]")
+        try:
+            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+        except ProfileError as error:
+            raise ProfileError(f"[[latency]]: {error}") from error
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+# A rule says what is wrong with a value, as the end of a sentence that starts with "key = value", or nothing.
+_Rule = Callable[[Any], str | None]
+
+
+def _integer(low: int, high: int) -> _Rule:
+    def rule(value: object) -> str | None:
+        if type(value) is not int:  # a bool is an int, too
+            return "must be a whole number"
+        return None if low <= value <= high else f"must be from {low} to {high}"
+
+    return rule
+
+
+def _number(high: float) -> _Rule:
+    def rule(value: object) -> str | None:
+        if type(value) not in (int, float):
+            return "must be a number"
+        return None if 0 <= value <= high else f"must be from 0 to {high:g}"  # type: ignore[operator]
+
+    return rule
+
+
+def _error(value: object) -> str | None:
+    if type(value) is not float or not 0 < value < 1:
+        return "must be a share above 0 and below 1"
+    return None
+
+
+def _text(value: object) -> str | None:
+    return None if isinstance(value, str) and value.strip() else "must be text, and not empty"
+
+
+def _texts(value: object) -> str | None:
+    if not isinstance(value, tuple) or not value or any(_text(one) for one in value):
+        return "must be a list of texts, at least one"
+    return None
+
+
+def _range(value: object) -> str | None:
+    if not isinstance(value, tuple) or len(value) != 2 or any(type(one) is not int for one in value):
+        return "must be two whole numbers: the smallest and the largest"
+    return None if 0 < value[0] <= value[1] < math.inf else "must be two numbers above 0, the smaller first"
+
+
+def _per_kind(value: object) -> str | None:
+    if not isinstance(value, dict) or not value:
+        return "must be a table with a number for each kind of operator"
+    for kind, number in value.items():
+        if kind not in _KINDS:
+            return f"has {kind!r}, which is no kind of operator with a cost; these are {', '.join(sorted(_KINDS))}"
+        if problem := _number(_MOST)(number):
+            return f"has a wrong entry: {kind} = {_short(number)} {problem}"
+    return None
+
+
+_RULES: dict[str, _Rule] = {
+    "threads": _integer(1, 256),
+    "runtime": _text,
+    "fixed_ms": _number(_MOST),
+    "ms_per_operator": _number(_MOST),
+    "ms_per_mb_weights": _number(_MOST),
+    "ms_per_gmac": _per_kind,
+    "ms_per_million_activations": _per_kind,
+    "typical_error": _error,
+    "guaranteed_error": _error,
+    "rows": _integer(1, 10**6),
+    "families": _texts,
+    "macs": _range,
+    "input_elements": _range,
+    "sources": _texts,
+}

@@ -1,0 +1,80 @@
+"""The latency of a file on a device that is not there, from the work in the file and the model in a profile."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from device_profiles.errors import DeviceError
+from device_profiles.latency_model import FREE_KINDS, LatencyModel
+from device_profiles.operators import Work
+
+NEEDS_A_DEVICE = "GPU, NPU and quantised latencies are not predicted: connect the phone and measure"
+_STD_OF_MEAN_ERROR = math.sqrt(math.pi / 2)  # of a normal distribution, whose mean |error| is known
+
+
+class Prediction(NamedTuple):
+    """A latency in milliseconds, and the standard deviation of its error relative to it.
+
+    low_ms, high_ms: where the true latency lies when the prediction is off by the guaranteed error, which is relative
+    to the true one.
+    """
+
+    latency_ms: float
+    relative_std: float
+    low_ms: float
+    high_ms: float
+
+
+def predict(work: Work, model: LatencyModel) -> Prediction:
+    """The predicted latency of that work; the formula is in latency_model.py.
+
+    The standard deviation is that of a normal distribution whose mean error is the model's typical one. Raises
+    DeviceError, in one sentence, for operators, precisions and sizes that the model was not fitted to.
+    """
+    _check(work, model)
+    latency = model.fixed_ms
+    for kind, one in work.kinds.items():
+        if kind in FREE_KINDS:
+            continue
+        latency += model.ms_per_operator * one.operators
+        latency += model.ms_per_mb_weights * one.weight_bytes / 1e6
+        latency += model.ms_per_gmac.get(kind, 0.0) * one.macs / 1e9
+        latency += model.ms_per_million_activations[kind] * one.activation_elements / 1e6
+    return Prediction(
+        latency_ms=latency,
+        relative_std=model.typical_error * _STD_OF_MEAN_ERROR,
+        low_ms=latency / (1 + model.guaranteed_error),
+        high_ms=latency / (1 - model.guaranteed_error),
+    )
+
+
+def _check(work: Work, model: LatencyModel) -> None:
+    if work.unsupported:
+        names = ", ".join(work.unsupported)
+        raise DeviceError(f"its latency cannot be predicted, because the cost of {names} is not known; measure it")
+    for kind, one in work.kinds.items():
+        if kind in FREE_KINDS:
+            continue
+        if kind not in model.ms_per_million_activations or (one.macs and kind not in model.ms_per_gmac):
+            known = ", ".join(sorted(model.ms_per_million_activations))
+            raise DeviceError(
+                f"its latency cannot be predicted, because it has operators of the kind {kind!r} and the profile was "
+                f"fitted to {known} only; choose another profile or measure it"
+            )
+    if not _is_float32(work):
+        raise DeviceError(f"its latency cannot be predicted, because it is not all float32. {NEEDS_A_DEVICE}")
+    sizes = (("multiply-accumulates", work.macs, model.macs), ("inputs", work.input_elements, model.input_elements))
+    for words, size, (least, most) in sizes:
+        if not least <= size <= most:
+            raise DeviceError(
+                f"its latency cannot be predicted, because its {size:,} {words} lie outside of what the profile was "
+                f"fitted to ({least:,} to {most:,}); choose another profile or measure it"
+            )
+
+
+def _is_float32(work: Work) -> bool:
+    """Whether activations and weights have four bytes each, a weight that is used twice being read twice."""
+    computing = [one for one in work.kinds.values() if one.macs]
+    activations = all(one.activation_bytes == 4 * one.activation_elements for one in computing)
+    return activations and sum(one.weight_bytes for one in work.kinds.values()) >= 4 * work.params

@@ -1,0 +1,47 @@
+"""One small finished run, made as a person makes it, for the tests that read a run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TINY = Path(__file__).parent / "tiny_net.py"
+# The smallest question that still has every part: three dimensions, chains of probes, both file formats.
+QUESTION = [
+    "--model", f"{TINY}:tiny", "--model-arg", "blocks=2", "--image-size", "16", "--budget", "1MMACs",
+    "--base-epochs", "2", "--probe-epochs", "1", "--epochs", "1", "--probes", "5", "--profile-scales", "10",
+    "--rounds", "2", "--round-seconds", "0",
+]  # fmt: skip
+
+# Two threads of a small network mostly wait for each other where other programs run, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+Call = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-c", "from mobileprune.cli import main; main()", *map(str, arguments)]
+
+
+@pytest.fixture(scope="session")
+def call() -> Call:
+    """Run mobileprune in a process of its own, as the console script does."""
+
+    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=280, **options)  # type: ignore[call-overload, no-any-return]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(call: Call, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder whose journey is over."""
+    path = tmp_path_factory.mktemp("journey") / "run"
+    done = call("optimize", "--run", path, *QUESTION)
+    assert done.returncode == 0, done.stderr
+    return path

@@ -1,0 +1,130 @@
+"""Training: it learns, repeats itself, resumes bit by bit, and says when it diverges."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mobileprune.data import ImageData, Split, load_data
+from mobileprune.errors import MobilepruneError
+from mobileprune.training.batches import View
+from mobileprune.training.distill import distillation_loss
+from mobileprune.training.evaluate import evaluate
+from mobileprune.training.finetune import Progress, Schedule, Teacher, fit
+
+VIEW = View(16, (0.5,) * 3, (0.5,) * 3)
+SCHEDULE = Schedule(epochs=3, learning_rate=0.1, batch_size=32)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The order of a sum over threads is not fixed; one thread repeats itself bit by bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data("digits", image_size=16)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(0.1),
+        nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10),
+    )  # fmt: skip
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+
+
+def test_it_learns_and_repeats_itself(data: ImageData) -> None:
+    first, second = net(), net()
+    before = evaluate(first, data.validation, VIEW).accuracy
+    fit(first, data, VIEW, SCHEDULE, seed=1)
+    fit(second, data, VIEW, SCHEDULE, seed=1)
+    after = evaluate(first, data.validation, VIEW)
+    assert after.accuracy > max(0.6, before + 0.3)
+    assert same(first, second)
+    assert not first.training
+    third = net()
+    fit(third, data, VIEW, SCHEDULE, seed=2)
+    assert not same(first, third)
+
+
+class _KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("killed_after", [100, 1500, 3000, 4200])
+def test_resuming_gives_the_very_same_weights(data: ImageData, tmp_path: Path, killed_after: int) -> None:
+    whole = net()
+    fit(whole, data, VIEW, SCHEDULE, seed=3)
+    checkpoint = tmp_path / "state.pt"
+
+    def die(progress: Progress) -> None:
+        if progress.seen >= killed_after:
+            raise _KilledError
+
+    with pytest.raises(_KilledError):
+        fit(net(), data, VIEW, SCHEDULE, seed=3, progress=die, checkpoint=checkpoint)
+    seen: list[int] = []
+    resumed = net()
+    fit(resumed, data, VIEW, SCHEDULE, seed=3, progress=lambda p: seen.append(p.seen), checkpoint=checkpoint)
+    assert same(whole, resumed)
+    assert seen[0] > (killed_after - 1) // len(data.train) * len(data.train)  # finished epochs are not done again
+    assert not checkpoint.exists()
+
+
+def test_divergence_is_one_sentence(data: ImageData) -> None:
+    with pytest.raises(MobilepruneError, match=r"diverged in epoch 1 .* lower --learning-rate"):
+        fit(net(), data, VIEW, replace(SCHEDULE, learning_rate=1e30), seed=0)
+
+
+def test_a_teacher_is_followed_where_labels_say_nothing(data: ImageData) -> None:
+    teacher = net()
+    fit(teacher, data, VIEW, SCHEDULE, seed=1)
+    shuffled = Split(data.train.images, data.train.labels[torch.randperm(len(data.train))])
+    noise = replace(data, train=shuffled)
+    student = net()
+    schedule = replace(SCHEDULE, distillation=1.0, epochs=4)
+    fit(student, noise, VIEW, schedule, seed=2, teacher=Teacher(copy.deepcopy(teacher), VIEW))
+    assert evaluate(student, data.validation, VIEW).accuracy > 0.6
+
+
+def test_distillation_loss_is_zero_only_for_equal_answers() -> None:
+    logits = torch.tensor([[1.0, 2.0, 3.0]])
+    assert distillation_loss(logits, logits).item() == pytest.approx(0, abs=1e-6)
+    assert distillation_loss(logits, logits + 5).item() == pytest.approx(0, abs=1e-5)  # a shift changes no answer
+    other = torch.tensor([[3.0, 2.0, 1.0]])
+    p, q = F.softmax(other / 2, 1), F.softmax(logits / 2, 1)
+    expected = 4 * float((p * (p / q).log()).sum())
+    assert distillation_loss(logits, other, temperature=2.0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_score_of_a_known_network(data: ImageData) -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(10))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.bias.expand(len(x), 10)
+
+    score = evaluate(Constant(), data.validation, VIEW, batch_size=100)
+    zeros = int((data.validation.labels == 0).sum())
+    assert score.accuracy == pytest.approx(zeros / len(data.validation))
+    assert score.loss == pytest.approx(math.log(10), rel=1e-5)
+    assert score.std > 0

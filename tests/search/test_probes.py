@@ -1,0 +1,136 @@
+"""The probe plan: where it starts, which probe comes next, and from whose weights."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from mobileprune.scale import BASE, Lattice, Scale
+from mobileprune.search.accuracy import fit_accuracy
+from mobileprune.search.probes import initial_probes, next_probe, parent_of, rate_probes
+from mobileprune.search.solver import counted_constraint, solve, survey
+
+LATTICE = Lattice(
+    tuple(k / 9 for k in range(3, 10)), tuple(k / 16 for k in range(4, 17)), tuple(k / 32 for k in range(16, 33, 2))
+)
+
+
+def cost(scales: Sequence[Scale]) -> NDArray:
+    return np.array([(0.1 + 0.9 * s.depth) * s.width**1.5 * s.resolution**2 for s in scales])
+
+
+def accuracy_of(s: Scale) -> float:
+    return 0.98 - 0.02 * s.depth**-0.7 - 0.03 * s.width**-0.6 - 0.03 * s.resolution**-1.2
+
+
+def precedes(a: Scale, b: Scale) -> bool:
+    """Whether ``a`` is at least ``b`` in every dimension."""
+    return all(x >= y - 1e-9 for x, y in zip(a.as_tuple(), b.as_tuple(), strict=True))
+
+
+@given(budget=st.floats(0.15, 0.9), n=st.integers(1, 12))
+@settings(max_examples=30, deadline=None)
+def test_probes_lie_around_the_budget_and_ancestors_come_first(budget: float, n: int) -> None:
+    probes = initial_probes(LATTICE, n, cost, budget)
+    assert len(probes) == len(set(probes)) == n
+    assert BASE not in probes and set(probes) <= set(LATTICE)
+    for i, probe in enumerate(probes):
+        assert not any(precedes(later, probe) for later in probes[i + 1 :])
+    values = cost(probes)
+    near = np.sum((values > 0.6 * budget) & (values < 1.5 * budget))
+    assert near >= (min(n, 3) if budget > 0.45 else 1)  # below that, cutting the depth alone does not reach it
+
+
+def test_the_first_probes_see_every_axis_alone_and_together() -> None:
+    probes = initial_probes(LATTICE, 6, cost, 0.5)
+    cut = [tuple(v < 1.0 for v in p.as_tuple()) for p in probes]
+    for axis in range(3):
+        alone = tuple(i == axis for i in range(3))
+        assert alone in cut
+    assert (True, True, True) in cut
+    assert sum(sum(c) == 2 for c in cut) == 2
+
+
+def test_without_a_budget_the_corners_are_probed() -> None:
+    probes = initial_probes(LATTICE, 4)
+    assert set(probes) == {Scale(3 / 9), Scale(1, 0.25), Scale(1, 1, 0.5), LATTICE.smallest}
+
+
+def test_axes_without_room_are_left_out() -> None:
+    flat = Lattice((1.0,), LATTICE.widths, LATTICE.resolutions)
+    for n in (3, 6, 9):
+        probes = initial_probes(flat, n, cost, 0.5)
+        assert len(set(probes)) == n
+        assert {p.depth for p in probes} == {1.0}
+    line = Lattice((1.0,), (1.0,), (0.5, 0.75, 1.0))
+    assert initial_probes(line, 6, cost, 0.5) == [Scale(1, 1, 0.75), Scale(1, 1, 0.5)]
+    assert initial_probes(Lattice((1.0,), (1.0,), (1.0,)), 4) == []
+
+
+def test_the_plan_is_deterministic() -> None:
+    assert initial_probes(LATTICE, 9, cost, 0.4) == initial_probes(LATTICE, 9, cost, 0.4)
+
+
+def test_a_probe_starts_from_its_nearest_ancestor() -> None:
+    done = [Scale(1, 0.75, 1), Scale(1, 0.75, 0.75), Scale(0.5, 1, 1)]
+    assert parent_of(Scale(0.8, 0.5, 0.75), done) == Scale(1, 0.75, 0.75)
+    assert parent_of(Scale(0.5, 0.9, 1), done) == Scale(0.5, 1, 1)
+    assert parent_of(Scale(0.9, 1, 1), done) == BASE
+    assert parent_of(Scale(0.5, 1, 1), done) == BASE  # not its own parent
+    assert parent_of(Scale(0.3, 0.3, 0.3), []) == BASE
+
+
+@given(st.lists(st.sampled_from(list(LATTICE)), max_size=8), st.sampled_from(list(LATTICE)))
+@settings(max_examples=50, deadline=None)
+def test_a_parent_is_an_ancestor_with_none_between(done: list[Scale], probe: Scale) -> None:
+    parent = parent_of(probe, done)
+    assert precedes(parent, probe)
+    between = [s for s in done if s not in (probe, parent) and precedes(parent, s) and precedes(s, probe)]
+    assert not between
+
+
+def test_probing_on_improves_the_choice_until_no_probe_is_worth_it() -> None:
+    budget = counted_constraint("ms", 0.5, "ms", lambda s: float(cost([s])[0]))
+    best = max((s for s in LATTICE if cost([s])[0] <= 0.5), key=accuracy_of)
+    probes = [BASE, *initial_probes(LATTICE, 4, cost, 0.5)]
+    asked = 0
+    while asked < 12:
+        accuracy = fit_accuracy(probes, [accuracy_of(s) for s in probes], [0.0] * len(probes))
+        probe = next_probe(accuracy, [budget], LATTICE, probes)
+        if probe is None:
+            break
+        assert probe not in probes and cost([probe])[0] <= 0.5
+        probes.append(probe)
+        asked += 1
+    chosen = solve(accuracy, [budget], [*LATTICE, *probes]).scale
+    assert accuracy_of(best) - accuracy_of(chosen) < 0.001
+    assert next_probe(accuracy, [budget], LATTICE, probes, threshold=1.0) is None
+
+
+def test_a_probe_promises_more_where_the_decision_is_open() -> None:
+    probes = [BASE, *initial_probes(LATTICE, 5, cost, 0.5)]
+    values = [accuracy_of(s) for s in probes]
+    budget = counted_constraint("ms", 0.5, "ms", lambda s: float(cost([s])[0]))
+    quiet, loud = (fit_accuracy(probes, values, [std] * len(probes)) for std in (0.001, 0.05))
+    rated = [rate_probes(a, survey(a, [budget], LATTICE), probes) for a in (quiet, loud)]
+    assert rated[0] is not None and rated[1] is not None
+    assert rated[0][1] > rated[1][1] >= 0.0  # a noisy probe tells less
+
+
+def test_nothing_is_left_to_probe_when_all_feasible_scales_are_done() -> None:
+    small = Lattice((1.0,), (0.5, 1.0), (0.5, 1.0))
+    probes = list(small)
+    accuracy = fit_accuracy(probes, [accuracy_of(s) for s in probes])
+    budget = counted_constraint("ms", 0.5, "ms", lambda s: float(cost([s])[0]))
+    assert rate_probes(accuracy, survey(accuracy, [budget], small), probes) is None
+    nothing = counted_constraint("ms", 0.001, "ms", lambda s: float(cost([s])[0]))
+    assert rate_probes(accuracy, survey(accuracy, [nothing], small)) is None
+
+
+@pytest.mark.parametrize("budget", [0.02, 0.999])
+def test_extreme_budgets_still_give_probes_on_the_lattice(budget: float) -> None:
+    probes = initial_probes(LATTICE, 6, cost, budget)
+    assert len(probes) == 6 and set(probes) <= set(LATTICE)
