@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from device_profiles.devices.base import Device, DeviceInfo, DeviceState, Round, Session
+from device_profiles.devices.base import Device, DeviceInfo, DeviceState, Predicted, Round, Session
 from device_profiles.errors import DeviceError
 from device_profiles.robust import median, median_interval, sign_confidence
 
@@ -56,6 +56,10 @@ class Measurement:
     the interval's width, relative to the latency. p50_ms, p90_ms: median over the rounds of the rounds' median and 90th
     percentile over single runs, disturbances included. runs: timed runs in all. init_ms: time to load the file.
     peak_memory_mb: most memory (10^6 bytes, resident) of a process that runs this file alone, runtime included.
+
+    origin: "measured", or "predicted" for a device that is not there. Then nothing ran: there are no rounds and no
+    runs, p50_ms and p90_ms are the latency itself, low_ms and high_ms come from the guaranteed error of the prediction,
+    and init_ms is 0.
     """
 
     latency_ms: float
@@ -69,6 +73,7 @@ class Measurement:
     peak_memory_mb: float | None
     runtime: str
     threads: int
+    origin: str = "measured"
 
     @property
     def spread(self) -> float:
@@ -98,6 +103,23 @@ class Measurement:
             peak_memory_mb=max((one.peak_memory_mb for one in rounds if one.peak_memory_mb is not None), default=None),
             runtime=runtime,
             threads=threads,
+        )
+
+    @classmethod
+    def predicted(cls, one: Predicted, *, threads: int) -> Measurement:
+        return cls(
+            latency_ms=one.latency_ms,
+            low_ms=one.low_ms,
+            high_ms=one.high_ms,
+            p50_ms=one.latency_ms,
+            p90_ms=one.latency_ms,
+            round_minima_ms=(),
+            runs=0,
+            init_ms=0.0,
+            peak_memory_mb=None,
+            runtime=one.runtime,
+            threads=threads,
+            origin="predicted",
         )
 
 
@@ -150,6 +172,7 @@ def benchmark(
 
     rounds, min_runs, min_seconds, seed: see `Protocol`. threads: the profile's unless given. progress: called with
     (file-rounds done, in all). timeout_s: how long one load or one round may take before the device counts as hanging.
+    A device that only predicts (`Device.predictions`) is asked for that instead, and the rounds are left out.
     Raises DeviceError, with nothing measured, for files the device cannot run and for a device that fails on the way.
     """
     protocol = Protocol(rounds, min_runs, min_seconds, seed)
@@ -158,6 +181,11 @@ def benchmark(
         raise DeviceError(f"threads = {threads} is too few: a file runs in at least 1")
     info = device.describe()
     _check_files(files, info)
+    predicted = device.predictions(files, threads=threads)
+    if predicted is not None:
+        found = {name: Measurement.predicted(one, threads=threads) for name, one in predicted.items()}
+        sentences = list(dict.fromkeys(one.warning for one in predicted.values()))
+        return Report(info, protocol, found, device.state(), device.state(), sentences)
     before = device.state()
     with device.session(files, threads=threads, timeout_s=timeout_s) as session:
         times = _interleave(session, list(files), protocol, progress)

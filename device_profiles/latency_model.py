@@ -2,7 +2,7 @@
 
 The latency is a sum over the work that `operators.count` finds in a file:
 
-    ms = fixed_ms + ms_per_operator * operators + ms_per_mb_weights * weights
+    ms = ms_per_operator * operators + ms_per_mb_weights * weights / 10^6 bytes
          + sum over the kinds of (ms_per_gmac[kind] * GMAC + ms_per_million_activations[kind] * activations / 10^6)
 
 No coefficient is negative, so more work is never predicted to be faster.
@@ -29,8 +29,8 @@ _MOST = 1e9  # no coefficient and no size is larger; keeps sums finite
 class LatencyModel:
     """Latency on so many threads, float32, batch 1; a value that breaks the schema raises ProfileError.
 
-    runtime: what the latencies were published for, with its version. fixed_ms: per inference. ms_per_operator: per
-    operator that costs anything. ms_per_gmac: per 10^9 multiply-accumulates of a kind.
+    runtime: what the latencies were published for, with its version. ms_per_operator: the fixed overhead of an operator
+    that costs anything. ms_per_gmac: per 10^9 multiply-accumulates of a kind.
     ms_per_million_activations: per 10^6 activations read or written by a kind; its keys are the kinds that the model
     knows. ms_per_mb_weights: per 10^6 bytes of weights.
 
@@ -41,7 +41,6 @@ class LatencyModel:
 
     threads: int
     runtime: str
-    fixed_ms: float
     ms_per_operator: float
     ms_per_mb_weights: float
     ms_per_gmac: dict[str, float]
@@ -76,8 +75,9 @@ class LatencyModel:
             raise ProfileError(f"unknown key {unknown[0]!r} in [[latency]]; {hint}")
         if missing := [key for key in fields if key not in table]:
             raise ProfileError(f"the key {missing[0]!r} is missing in [[latency]]")
+        values: dict[str, Any] = {key: tuple(one) if isinstance(one, list) else one for key, one in table.items()}
         try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+            return cls(**values)
         except ProfileError as error:
             raise ProfileError(f"[[latency]]: {error}") from error
 
@@ -145,7 +145,6 @@ def _per_kind(value: object) -> str | None:
 _RULES: dict[str, _Rule] = {
     "threads": _integer(1, 256),
     "runtime": _text,
-    "fixed_ms": _number(_MOST),
     "ms_per_operator": _number(_MOST),
     "ms_per_mb_weights": _number(_MOST),
     "ms_per_gmac": _per_kind,

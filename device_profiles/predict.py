@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from device_profiles.errors import DeviceError
 from device_profiles.latency_model import FREE_KINDS, LatencyModel
-from device_profiles.operators import Work
+from device_profiles.operators import KindWork, Work
 
 NEEDS_A_DEVICE = "GPU, NPU and quantised latencies are not predicted: connect the phone and measure"
+_NEGLIGIBLE = 1e-3  # of all activations: shapes and the like
 _STD_OF_MEAN_ERROR = math.sqrt(math.pi / 2)  # of a normal distribution, whose mean |error| is known
 
 
@@ -33,10 +34,8 @@ def predict(work: Work, model: LatencyModel) -> Prediction:
     DeviceError, in one sentence, for operators, precisions and sizes that the model was not fitted to.
     """
     _check(work, model)
-    latency = model.fixed_ms
-    for kind, one in work.kinds.items():
-        if kind in FREE_KINDS:
-            continue
+    latency = 0.0
+    for kind, one in _costly(work, model).items():
         latency += model.ms_per_operator * one.operators
         latency += model.ms_per_mb_weights * one.weight_bytes / 1e6
         latency += model.ms_per_gmac.get(kind, 0.0) * one.macs / 1e9
@@ -53,9 +52,7 @@ def _check(work: Work, model: LatencyModel) -> None:
     if work.unsupported:
         names = ", ".join(work.unsupported)
         raise DeviceError(f"its latency cannot be predicted, because the cost of {names} is not known; measure it")
-    for kind, one in work.kinds.items():
-        if kind in FREE_KINDS:
-            continue
+    for kind, one in _costly(work, model).items():
         if kind not in model.ms_per_million_activations or (one.macs and kind not in model.ms_per_gmac):
             known = ", ".join(sorted(model.ms_per_million_activations))
             raise DeviceError(
@@ -71,6 +68,17 @@ def _check(work: Work, model: LatencyModel) -> None:
                 f"its latency cannot be predicted, because its {size:,} {words} lie outside of what the profile was "
                 f"fitted to ({least:,} to {most:,}); choose another profile or measure it"
             )
+
+
+def _costly(work: Work, model: LatencyModel) -> dict[str, KindWork]:
+    """The kinds that cost anything; one without arithmetic that the model does not know may be too small to matter."""
+    moved = sum(one.activation_elements for one in work.kinds.values())
+    return {
+        kind: one
+        for kind, one in work.kinds.items()
+        if kind not in FREE_KINDS
+        and (kind in model.ms_per_million_activations or one.macs or one.activation_elements > _NEGLIGIBLE * moved)
+    }
 
 
 def _is_float32(work: Work) -> bool:

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from device_profiles.errors import ProfileError
+from device_profiles.latency_model import LatencyModel
 
 SCHEMA = 1
 CATALOG = Path(__file__).parent / "catalog"
+_MOST_BYTES = 1_000_000
 FORMAT_OF_RUNTIME = {"onnxruntime": "onnx", "litert": "tflite"}
 
 
@@ -26,7 +28,8 @@ class DeviceProfile:
 
     runtime and format belong together (onnxruntime runs onnx, litert runs tflite). threads: how many the runtime may
     use. channel_step: widths that are multiples of it are fast here. soc and cores are left out of a profile whose
-    device can be asked. provenance: in words, where each figure of the profile comes from.
+    device can be asked. provenance: in words, where each figure of the profile comes from. latency: for the kind
+    "predicted", and only there, a model for each number of threads that it can be predicted for.
     """
 
     name: str
@@ -40,6 +43,7 @@ class DeviceProfile:
     provenance: str
     soc: str | None = None
     cores: int | None = None
+    latency: tuple[LatencyModel, ...] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -54,6 +58,22 @@ class DeviceProfile:
             raise ProfileError(
                 f"format = {self.format!r} does not fit runtime = {self.runtime!r}, which runs {wanted!r}"
             )
+        self._check_latency()
+
+    def _check_latency(self) -> None:
+        if self.kind != "predicted":
+            if self.latency:
+                raise ProfileError(f"[[latency]] has no place in a profile of the kind {self.kind!r}, which is measured")
+            return
+        if self.precision != "float32":
+            raise ProfileError(
+                f"precision = {self.precision!r} cannot be predicted, only 'float32'; for others connect the device"
+            )
+        threads = [model.threads for model in self.latency]
+        if len(set(threads)) < len(threads):
+            raise ProfileError("two tables [[latency]] are for the same threads")
+        if self.threads not in threads:
+            raise ProfileError(f"threads = {self.threads} has no table [[latency]] to be predicted from")
 
 
 def catalog() -> tuple[str, ...]:
@@ -72,6 +92,11 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
         return read_profile(Path(name_or_path))
     known = catalog()
     if text not in known:
+        if wanted := re.search(r"gpu|npu|tpu|nnapi|dsp|hexagon|u?int8|quant|fp16|float16", text.lower()):
+            raise ProfileError(
+                f"no device profile is called {text!r}: {wanted[0]} latencies are not predicted, because what is published "
+                "cannot carry it; connect the phone and measure them, or choose one of the catalog: " + ", ".join(known)
+            )
         near = difflib.get_close_matches(text.lower(), known, n=2)
         hint = f" did you mean {' or '.join(near)}?" if near else ""
         raise ProfileError(f"no device profile is called {text!r};{hint} the catalog has: {', '.join(known)}")
@@ -81,7 +106,11 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
 def read_profile(path: Path) -> DeviceProfile:
     """The profile in a TOML file; raises ProfileError naming the file and what is wrong in it."""
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ProfileError(f"{path}: the file is far too long for a device profile")
         table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ProfileError(f"{path}: the device profile is nested far too deep") from error
     except OSError as error:
         raise ProfileError(f"{path}: the device profile cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -96,7 +125,7 @@ def write_profile(profile: DeviceProfile, path: Path) -> None:
     """Write the profile as TOML that `read_profile` gives back equal; the file appears whole or not at all."""
     import tomli_w
 
-    filled = {key: value for key, value in dataclasses.asdict(profile).items() if value is not None}
+    filled = {key: value for key, value in dataclasses.asdict(profile).items() if value is not None and value != ()}
     text = tomli_w.dumps({"schema": SCHEMA, **filled}, multiline_strings=True)
     try:
         handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -128,7 +157,12 @@ def _from_table(table: Mapping[str, Any]) -> DeviceProfile:
         raise ProfileError(f"the key {missing[0]!r} is missing")
     if problem := _one_of(SCHEMA)(table["schema"]):
         raise ProfileError(f"schema = {table['schema']!r} {problem}; another version of mobileprune wrote this profile")
-    return DeviceProfile(**{key: value for key, value in table.items() if key != "schema"})
+    values = {key: value for key, value in table.items() if key != "schema"}
+    if "latency" in values:
+        if not isinstance(values["latency"], list):
+            raise ProfileError("latency must be tables, each headed [[latency]]")
+        values["latency"] = tuple(LatencyModel.from_table(one) for one in values["latency"])
+    return DeviceProfile(**values)
 
 
 # A rule says what is wrong with a value, as the end of a sentence that starts with "key = value", or nothing.
@@ -161,10 +195,14 @@ def _identifier(value: object) -> str | None:
     return "must be 1 to 64 of the characters a-z, 0-9, '.', '_' and '-', starting with a letter or digit"
 
 
+def _is_models(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(one, LatencyModel) for one in value)
+
+
 _RULES: dict[str, _Rule] = {
     "name": _identifier,
     "title": _text,
-    "kind": _one_of("host"),
+    "kind": _one_of("host", "predicted"),
     "runtime": _one_of(*FORMAT_OF_RUNTIME),
     "format": _one_of(*FORMAT_OF_RUNTIME.values()),
     "precision": _one_of("float32", "float16", "int8"),
@@ -173,4 +211,5 @@ _RULES: dict[str, _Rule] = {
     "provenance": _text,
     "soc": _text,
     "cores": _integer(1, 4096),
+    "latency": lambda value: None if _is_models(value) else "must be tables, each headed [[latency]]",
 }

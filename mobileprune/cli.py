@@ -36,9 +36,10 @@ class _Group(click.Group):
             _fail(str(error), 1)
         except Exception as error:
             # The wings have error classes of their own; importing them here would make every command slow.
-            if type(error).__name__ not in ("DeviceError", "ExportError"):
+            kinds = {kind.__name__ for kind in type(error).__mro__}
+            if not kinds & {"DeviceError", "ExportError"}:
                 raise
-            _fail(str(error), 1)
+            _fail(str(error), 2 if "ProfileError" in kinds else 1)
 
 
 def _fail(message: str, code: int) -> None:
@@ -84,7 +85,7 @@ _run_argument = click.argument("run", type=click.Path(path_type=Path, file_okay=
 @click.option("--probe-epochs", type=click.IntRange(1), help="Fine-tuning of each probe.  [default: 4]")
 @click.option("--epochs", type=click.IntRange(1), help="Fine-tuning of the result.  [default: 16]")
 @click.option("--batch-size", type=click.IntRange(2), help="[default: 64]")
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Of the base.  [default: 0.1]")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Of the base.  [default: 0.1; 0.02 with weights]")
 @click.option("--finetune-learning-rate", type=click.FloatRange(0, min_open=True), help="[default: 0.02]")
 @click.option("--distillation", type=click.FloatRange(0, 1), help="Weight of the base's answers.  [default: 0.5]")
 @click.option("--seed", type=click.IntRange(0), help="Fixes splits, weights and order.  [default: 0]")

@@ -23,7 +23,6 @@ _VERSIONS = (
     "numpy",
     "scipy",
 )
-# Arguments of a constructor that bring trained weights with them are known to mobileprune.models.
 _DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "probes": 8,
@@ -33,11 +32,11 @@ _DEFAULTS: dict[str, Any] = {
     "probe_epochs": 4,
     "epochs": 16,
     "batch_size": 64,
-    "learning_rate": 0.1,
     "finetune_learning_rate": 0.02,
     "distillation": 0.5,
 }
 _DEFAULT_BASE_EPOCHS = 20
+_SCRATCH_LEARNING_RATE = 0.1
 
 
 @dataclass(frozen=True)
@@ -79,9 +78,12 @@ def complete(request: Request) -> dict[str, Any]:
     load_profile(device)
     if request.checkpoint is not None and not request.checkpoint.is_file():
         raise UsageError(f"no checkpoint {request.checkpoint}")
-    base_epochs = request.base_epochs
+    trained = bool(request.checkpoint or source.has_weights)
+    base_epochs, base_rate = request.base_epochs, request.learning_rate
     if base_epochs is None:
-        base_epochs = 0 if request.checkpoint or source.has_weights else _DEFAULT_BASE_EPOCHS
+        base_epochs = 0 if trained else _DEFAULT_BASE_EPOCHS
+    if base_rate is None:  # what a trained network knows would not survive the rate of one trained from scratch
+        base_rate = value("finetune_learning_rate") if trained else _SCRATCH_LEARNING_RATE
     model: dict[str, Any] = {"library": source.library, "name": source.name, "arguments": dict(source.arguments)}
     if request.checkpoint is not None:
         model["checkpoint"] = str(request.checkpoint.resolve())
@@ -102,7 +104,7 @@ def complete(request: Request) -> dict[str, Any]:
             "probe_epochs": value("probe_epochs"),
             "result_epochs": value("epochs"),
             "batch_size": value("batch_size"),
-            "learning_rate": value("learning_rate"),
+            "learning_rate": base_rate,
             "finetune_learning_rate": value("finetune_learning_rate"),
             "distillation": value("distillation"),
             "bfloat16": has_fast_bfloat16(),

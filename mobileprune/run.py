@@ -209,6 +209,7 @@ def locked(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if created and {p.name for p in path.iterdir()} == {".lock"}:  # nothing was begun: leave nothing
-                (path / ".lock").unlink()
-                path.rmdir()
+            if not (path / "run.toml").exists():  # nothing was begun: leave nothing
+                (path / ".lock").unlink(missing_ok=True)
+                if created and not any(path.iterdir()):
+                    path.rmdir()

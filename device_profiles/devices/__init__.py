@@ -18,7 +18,13 @@ def _host(profile: DeviceProfile) -> Device:
     return HostDevice(profile)
 
 
-_KINDS: dict[str, Callable[[DeviceProfile], Device]] = {"host": _host}
+def _predicted(profile: DeviceProfile) -> Device:
+    from device_profiles.devices.predicted import PredictedDevice
+
+    return PredictedDevice(profile)
+
+
+_KINDS: dict[str, Callable[[DeviceProfile], Device]] = {"host": _host, "predicted": _predicted}
 
 
 def open_device(profile: DeviceProfile | str | Path) -> Device:

@@ -82,6 +82,22 @@ class Round:
         return cls(min(times_ms), quantile(times_ms, 0.5), quantile(times_ms, 0.9), len(times_ms), peak_memory_mb)
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """The latency of a file on a device that is not there, in milliseconds.
+
+    low_ms, high_ms: where it lies by the guaranteed error of the prediction. relative_std: standard deviation of its
+    error, relative to it. runtime: what it is predicted for. warning: a sentence for the user on how wrong it may be.
+    """
+
+    latency_ms: float
+    low_ms: float
+    high_ms: float
+    relative_std: float
+    runtime: str
+    warning: str
+
+
 class Session(ABC):
     """Files loaded on a device, ready to be timed in any order."""
 
@@ -113,6 +129,10 @@ class Device(ABC):
 
         timeout_s: how long any single answer (one load, one round) may take before the device counts as hanging.
         """
+
+    def predictions(self, files: Mapping[str, Path], *, threads: int) -> dict[str, Predicted] | None:
+        """The latencies of the files without running them, from a device that only predicts; else None."""
+        return None
 
     @abstractmethod
     def clean_up(self) -> None:

@@ -150,7 +150,10 @@ class Anatomy:
 
     def cost(self, scale: Scale, ranking: Mapping[str, float] | None = None) -> Cost:
         """The exact cost of the network that ``prune`` builds at ``scale`` with this ``ranking``."""
-        choice = self.choose(scale, ranking)
+        return self.cost_of(self.choose(scale, ranking))
+
+    def cost_of(self, choice: Choice) -> Cost:
+        """The exact cost of one ``Choice``: of ``choose``, or one of the caller's own making."""
         return self._costs.cost(choice.removed, choice.kept, choice.size)
 
     def require_possible(self, scale: Scale) -> None:

@@ -216,3 +216,35 @@ def count(model: nn.Module, inputs: Tensor) -> Cost:
     costs = CostModel(model, [], [])
     costs.add_size(size, found)
     return costs.cost([], [], size)
+
+
+@dataclass(frozen=True)
+class LayerWork:
+    """One convolution or linear layer on one image: channels in and out, multiply-accumulates, its own parameters."""
+
+    kind: str
+    inputs: int
+    outputs: int
+    macs: int
+    params: int
+
+
+def layer_work(model: nn.Module, inputs: Tensor) -> dict[str, LayerWork]:
+    """The work of each convolution and linear layer of ``model`` (in eval mode) on ``inputs``, in module order.
+
+    A layer called several times adds up its calls; one that does not run, such as an auxiliary head, has no MACs.
+    """
+    found = trace(model, inputs[:1])
+    applied: dict[str, int] = {}
+    for name, read, written in zip(found.layers, found.read, found.written, strict=True):
+        times = read if getattr(model.get_submodule(name), "transposed", False) else written
+        applied[name] = applied.get(name, 0) + times
+    work = {}
+    for name, module in model.named_modules():
+        sizes = axes_of(module)
+        if "in" in sizes:
+            weight = module.get_parameter("weight")
+            own = sum(p.numel() for p in module.parameters(recurse=False))
+            macs = weight.numel() * applied.get(name, 0)
+            work[name] = LayerWork(kind_of(module), sizes["in"], sizes["out"], macs, own)
+    return work

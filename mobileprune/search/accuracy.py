@@ -150,6 +150,8 @@ def fit_accuracy(
     tried = [(kind, *_leave_out(kind, samples, axes)) for kind in forms.candidates(form, samples, axes)]
     best = 0
     for i, (kind, _, score, _) in enumerate(tried):
+        if form == "auto" and 2 * kind.parameters(axes) > len(samples):
+            continue  # it can fit so few samples by chance, each one left out included
         lead = 0.97 if kind.name == tried[best][0].name else 1.0 - _DOUBT / len(samples)
         if score < lead * tried[best][2]:
             best = i

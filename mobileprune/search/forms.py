@@ -208,12 +208,16 @@ def _balanced(factors: Array) -> Array:
 
 @dataclass(frozen=True)
 class Form:
-    """A named way to fit a surface; ``parameters`` of it are counted to refuse more than the samples carry."""
+    """A named way to fit a surface; ``rank`` and ``degree`` where it is a low-rank polynomial."""
 
     name: str
     rank: int | None
     degree: int | None
     fit: Callable[[Samples, Axes, Fitted | None], Fitted]
+
+    def parameters(self, axes: Axes) -> int:
+        """How many numbers are free; 0 for the forms that a prior or a ridge holds where samples say nothing."""
+        return 0 if self.rank is None or self.degree is None else self.rank * (len(axes.active) * self.degree + 1)
 
 
 def low_rank_form(rank: int, degree: int) -> Form:

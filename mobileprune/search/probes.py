@@ -14,7 +14,9 @@ from mobileprune.search.solver import Constraint, Field, survey
 
 THRESHOLD = 0.0003  # an expected gain of 0.03 points is not worth another probe
 _CONTENDERS = 160  # candidates that a probe's gain is computed for
-_DEEP, _HALF = 1.6, 0.5  # probes beyond and before the budget, as powers of the share that is cut
+# Probes beyond and before the budget, as powers of it. Single axes and pairs go beyond: they teach a slope, which
+# a long step shows better against the noise of a probe (0.13 to 0.09 points of regret on simulated noisy surfaces).
+_BEYOND, _DEEP, _HALF = 1.5, 1.6, 0.5
 _TILT = 0.6
 
 Cost = Callable[[Sequence[Scale]], Array]  # relative or absolute cost (n,) of scales; the base must be among its domain
@@ -95,10 +97,10 @@ def _around(active: Sequence[int]) -> Design:
     unit, ones = np.eye(m), np.ones(m)
     pairs = [unit[i] + unit[j] for i, j in ((0, 2), (0, 1), (1, 2))] if m > 2 else []
     tilted = [ones + _TILT * (2.0 * u - 1.0) for u in unit] if m > 1 else []
-    out: Design = [(ones, 1.0), *((u, 1.0) for u in unit)]
-    out += [(p, 1.0) for p in pairs[:2]]
+    out: Design = [(ones, 1.0), *((u, _BEYOND) for u in unit)]
+    out += [(p, _BEYOND) for p in pairs[:2]]
     out += [(ones, _DEEP)]
-    out += [(p, 1.0) for p in pairs[2:]]
+    out += [(p, _BEYOND) for p in pairs[2:]]
     out += [(ones, _HALF), *((t, 1.0) for t in tilted)]
     return out if m else []
 

@@ -15,11 +15,11 @@ from mobileprune.stages.summary import summarise
 def report(ctx: Context) -> None:
     """Write ``report.html`` for the current budgets into the run folder."""
     run = ctx.run
-    path = run.path / "report.html"
+    path, summary = run.path / "report.html", summarise(run)
     budgets = current_budgets(run)
     search = describe_solution(run, solve_run(run, budgets), budgets)
     command = " ".join(["mobileprune optimize --run NEW_FOLDER", *(f"--budget {b}" for b in budgets), _flags(run)])
-    write_text(path, page(summarise(run), evidence(run), search, run.asked, command))
+    write_text(path, page(summary, evidence(run), search, run.asked, command))
     ctx.display.stage("report", str(path))
     run.journal.append("report", scale_key(chosen_scale(run)), path=path.name)
 

@@ -1,4 +1,7 @@
-"""What every kind of device must do alike. A test module of a kind subclasses this and gives the fixture `device`."""
+"""What every kind of device must do alike. A test module of a kind subclasses one of these and gives `device`.
+
+`DeviceConformance` holds for all; `RunningDeviceConformance` is for those on which files really run.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,15 @@ QUICK: dict[str, Any] = {"rounds": 2, "min_runs": 3, "min_seconds": 0.01}
 
 
 class DeviceConformance:
+    """damaged: what is said of a file that is none. `net`: a file that the device can be asked about."""
+
+    damaged = "."
+    origin = "measured"
+
+    @pytest.fixture
+    def net(self, small_onnx: Path) -> Path:
+        return small_onnx
+
     def test_describes_itself(self, device: Device) -> None:
         info = device.describe()
         assert info.name == device.profile.name
@@ -31,8 +43,52 @@ class DeviceConformance:
         assert state.busy is None or 0 <= state.busy <= 1
         assert DeviceState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
 
-    def test_times_rounds_in_any_order(self, device: Device, small_onnx: Path) -> None:
-        with device.session({"a": small_onnx, "b": small_onnx}, threads=1, timeout_s=60) as session:
+    def test_gives_a_report_that_goes_through_json(self, device: Device, net: Path) -> None:
+        report = benchmark(device, {"a": net}, **QUICK)
+        assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+        one = report.measurements["a"]
+        assert 0 < one.low_ms <= one.latency_ms <= one.high_ms
+        assert 0 <= one.spread < 1
+        assert one.origin == self.origin
+        assert one.runtime == report.device.runtimes[net.suffix]
+
+    def test_takes_threads(self, device: Device, net: Path) -> None:
+        assert benchmark(device, {"a": net}, threads=2, **QUICK).measurements["a"].threads == 2
+
+    @pytest.mark.parametrize("suffix", [".onnx", ".tflite"])
+    def test_refuses_a_damaged_file_and_takes_the_next(
+        self, device: Device, net: Path, tmp_path: Path, suffix: str
+    ) -> None:
+        if suffix not in device.describe().runtimes:
+            pytest.skip(f"this device has no runtime for {suffix} files")
+        path = tmp_path / f"broken{suffix}"
+        path.write_bytes(b"this is no model" * 10)
+        with pytest.raises(DeviceError, match=rf"broken{suffix}: .*({self.damaged})") as caught:
+            benchmark(device, {"good": net, "bad": path}, **QUICK)
+        assert "\n" not in str(caught.value)
+        benchmark(device, {"good": net}, **QUICK)
+
+    def test_refuses_a_format_it_has_no_runtime_for(self, device: Device, tmp_path: Path) -> None:
+        path = tmp_path / "weights.pth"
+        path.touch()
+        with pytest.raises(DeviceError, match=r"weights\.pth"):
+            benchmark(device, {"a": path}, **QUICK)
+
+    def test_cleans_up_as_often_as_one_likes(self, device: Device, net: Path) -> None:
+        device.clean_up()
+        device.clean_up()
+        benchmark(device, {"a": net}, **QUICK)
+        device.clean_up()
+
+
+class RunningDeviceConformance(DeviceConformance):
+    damaged = "cannot run it|was ended by SIG"
+
+    def test_predicts_nothing(self, device: Device, net: Path) -> None:
+        assert device.predictions({"a": net}, threads=1) is None
+
+    def test_times_rounds_in_any_order(self, device: Device, net: Path) -> None:
+        with device.session({"a": net, "b": net}, threads=1, timeout_s=60) as session:
             for name in ("b", "a", "b", "b"):
                 one = session.time_round(name, min_runs=4, min_seconds=0.0)
                 assert 0 < one.minimum_ms <= one.p50_ms <= one.p90_ms
@@ -40,35 +96,17 @@ class DeviceConformance:
             assert session.loaded("a").init_ms > 0
             assert session.loaded("a").runtime == device.describe().runtimes[".onnx"]
 
-    def test_runs_at_least_as_long_as_asked(self, device: Device, small_onnx: Path) -> None:
-        with device.session({"a": small_onnx}, threads=1, timeout_s=60) as session:
+    def test_runs_at_least_as_long_as_asked(self, device: Device, net: Path) -> None:
+        with device.session({"a": net}, threads=1, timeout_s=60) as session:
             one = session.time_round("a", min_runs=1, min_seconds=0.2)
         assert one.runs > 10  # a network of a few microseconds
 
-    def test_measures_a_report_that_goes_through_json(self, device: Device, small_onnx: Path) -> None:
-        report = benchmark(device, {"a": small_onnx}, **QUICK)
-        assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
-        one = report.measurements["a"]
-        assert 0 < one.low_ms <= one.latency_ms <= one.high_ms
+    def test_measures_every_round(self, device: Device, net: Path) -> None:
+        one = benchmark(device, {"a": net}, **QUICK).measurements["a"]
         assert len(one.round_minima_ms) == QUICK["rounds"]
+        assert one.runs >= QUICK["rounds"] * QUICK["min_runs"]
 
-    def test_takes_threads(self, device: Device, small_onnx: Path) -> None:
-        assert benchmark(device, {"a": small_onnx}, threads=2, **QUICK).measurements["a"].threads == 2
-
-    @pytest.mark.parametrize("suffix", [".onnx", ".tflite"])
-    def test_refuses_a_damaged_file_and_measures_the_next(
-        self, device: Device, small_onnx: Path, tmp_path: Path, suffix: str
-    ) -> None:
-        if suffix not in device.describe().runtimes:
-            pytest.skip(f"this device has no runtime for {suffix} files")
-        path = tmp_path / f"broken{suffix}"
-        path.write_bytes(b"this is no model" * 10)
-        with pytest.raises(DeviceError, match=rf"broken{suffix}: .*(cannot run it|was ended by SIG)") as caught:
-            benchmark(device, {"good": small_onnx, "bad": path}, **QUICK)
-        assert "\n" not in str(caught.value)
-        benchmark(device, {"good": small_onnx}, **QUICK)
-
-    def test_refuses_a_format_it_has_no_runtime_for(self, device: Device, tmp_path: Path) -> None:
+    def test_a_session_refuses_a_format_without_a_runtime(self, device: Device, tmp_path: Path) -> None:
         path = tmp_path / "weights.pth"
         path.touch()
         with (
@@ -77,9 +115,7 @@ class DeviceConformance:
         ):
             pass
 
-    def test_cleans_up_as_often_as_one_likes(self, device: Device, small_onnx: Path) -> None:
-        device.clean_up()
-        with device.session({"a": small_onnx}, threads=1, timeout_s=60):
+    def test_cleans_up_inside_a_session(self, device: Device, net: Path) -> None:
+        with device.session({"a": net}, threads=1, timeout_s=60):
             device.clean_up()
-        device.clean_up()
-        benchmark(device, {"a": small_onnx}, **QUICK)
+        benchmark(device, {"a": net}, **QUICK)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conformance import DeviceConformance
+from conformance import RunningDeviceConformance
 
 from device_profiles.benchmark import benchmark
 from device_profiles.devices import open_device
@@ -39,7 +39,7 @@ def children() -> list[psutil.Process]:
     return [one for one in psutil.Process().children() if any("worker.py" in part for part in one.cmdline())]
 
 
-class TestConformance(DeviceConformance):
+class TestConformance(RunningDeviceConformance):
     @pytest.fixture
     def device(self, host: HostDevice) -> HostDevice:
         return host

@@ -22,7 +22,7 @@ def test_dense_convolution(save_onnx: Save) -> None:
     work = count(save_onnx([conv], [1, 3, 16, 16], [1, 8, 8, 8], {"w": (8, 3, 3, 3), "b": (8,)}))
     read, written, weights = 3 * 16 * 16, 8 * 8 * 8, 8 * 27 + 8
     assert work.kinds == {
-        "conv": KindWork(
+        "conv_stem": KindWork(
             operators=1,
             macs=8 * 8 * 8 * 27,
             activation_elements=read + written,
@@ -31,6 +31,7 @@ def test_dense_convolution(save_onnx: Save) -> None:
         )
     }
     assert (work.macs, work.params, work.unsupported) == (8 * 8 * 8 * 27, weights, {})
+    assert work.input_elements == read
     assert work.peak_activation_bytes == 4 * (read + written)
 
 
@@ -38,7 +39,7 @@ def test_dense_convolution(save_onnx: Save) -> None:
     ("weights", "group", "kind", "macs_per_output"),
     [
         ((8, 4, 1, 1), 1, "conv1x1", 4),
-        ((8, 4, 3, 3), 1, "conv", 36),
+        ((8, 4, 3, 3), 1, "conv_stem", 36),
         ((8, 2, 3, 3), 2, "conv_grouped", 18),
         ((4, 1, 3, 3), 4, "depthwise", 9),
         ((8, 1, 5, 5), 4, "depthwise", 25),
@@ -53,6 +54,47 @@ def test_kinds_of_convolution(
     assert list(work.kinds) == [kind]
     assert work.macs == weights[0] * 36 * macs_per_output
     assert work.params == int(np.prod(weights))
+
+
+def test_more_than_four_channels_are_no_image(save_onnx: Save) -> None:
+    conv = node("Conv", ["x", "w"], ["y"], pads=[1] * 4)
+    work = count(save_onnx([conv], [1, 5, 6, 6], [1, 8, 6, 6], {"w": (8, 5, 3, 3)}))
+    assert list(work.kinds) == ["conv"]
+
+
+def test_what_the_runtimes_do_inside_a_convolution_costs_nothing_of_its_own(save_onnx: Save) -> None:
+    nodes = [
+        node("Pad", ["x", "pads"], ["p"]),
+        node("Conv", ["p", "w"], ["c"], strides=[2, 2]),
+        node("Clip", ["c", "low", "high"], ["r"]),
+        node("Add", ["r", "one"], ["a"]),
+        node("Relu", ["a"], ["y"]),
+    ]
+    constants = {
+        "pads": np.array([0, 0, 0, 0, 0, 0, 1, 1]),
+        "low": np.asarray(np.float32(0)),
+        "high": np.asarray(np.float32(6)),
+    }
+    weights = {"w": (8, 3, 3, 3), "one": (1, 8, 1, 1)}
+    work = count(save_onnx(nodes, [1, 3, 8, 8], [1, 8, 4, 4], weights, constants))
+    assert work.kinds["fused"] == KindWork(operators=3)
+    assert {kind: one.operators for kind, one in work.kinds.items()} == {"conv_stem": 1, "elementwise": 1, "fused": 3}
+
+
+def test_a_clamp_or_padding_that_others_need_too_is_not_fused(save_onnx: Save) -> None:
+    nodes = [
+        node("Conv", ["x", "w"], ["c"]),
+        node("Relu", ["c"], ["r"]),
+        node("Pad", ["r", "pads"], ["p"]),
+        node("Conv", ["p", "v"], ["d"]),
+        node("MaxPool", ["p"], ["m"], kernel_shape=[2, 2]),
+        node("Add", ["c", "d"], ["e"]),
+        node("Add", ["e", "m"], ["y"]),
+    ]
+    constants = {"pads": np.array([0, 0, 0, 0, 0, 0, 1, 1])}
+    work = count(save_onnx(nodes, [1, 8, 4, 4], [1, 8, 4, 4], {"w": (8, 8, 1, 1), "v": (8, 8, 2, 2)}, constants))
+    assert "fused" not in work.kinds
+    assert (work.kinds["elementwise"].operators, work.kinds["move"].operators) == (3, 1)
 
 
 def test_transposed_convolution(save_onnx: Save) -> None:
@@ -162,7 +204,7 @@ def test_tflite_file_against_its_layers(small_tflite: Path) -> None:
     work = count(small_tflite)
     assert work.unsupported == {}
     assert {kind: one.macs for kind, one in work.kinds.items() if one.macs} == {
-        "conv": 8 * 7 * 7 * 27,
+        "conv_stem": 8 * 7 * 7 * 27,
         "depthwise": 8 * 5 * 5 * 9,
         "conv1x1": 16 * 5 * 5 * 8,
         "linear": 160,

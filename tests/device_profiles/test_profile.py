@@ -34,8 +34,8 @@ def test_a_near_name_is_suggested() -> None:
 
 
 def test_an_unknown_name_says_what_exists() -> None:
-    with pytest.raises(ProfileError, match=r"no device profile is called 'pixel'; the catalog has: .*host"):
-        open_device("pixel")
+    with pytest.raises(ProfileError, match=r"no device profile is called 'nokia'; the catalog has: .*host"):
+        open_device("nokia")
 
 
 def test_a_profile_error_is_a_device_error() -> None:
