@@ -63,7 +63,9 @@ class DeviceProfile:
     def _check_latency(self) -> None:
         if self.kind != "predicted":
             if self.latency:
-                raise ProfileError(f"[[latency]] has no place in a profile of the kind {self.kind!r}, which is measured")
+                raise ProfileError(
+                    f"[[latency]] has no place in a profile of the kind {self.kind!r}, which is measured"
+                )
             return
         if self.precision != "float32":
             raise ProfileError(

@@ -85,7 +85,9 @@ _run_argument = click.argument("run", type=click.Path(path_type=Path, file_okay=
 @click.option("--probe-epochs", type=click.IntRange(1), help="Fine-tuning of each probe.  [default: 4]")
 @click.option("--epochs", type=click.IntRange(1), help="Fine-tuning of the result.  [default: 16]")
 @click.option("--batch-size", type=click.IntRange(2), help="[default: 64]")
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Of the base.  [default: 0.1; 0.02 with weights]")
+@click.option(
+    "--learning-rate", type=click.FloatRange(0, min_open=True), help="Of the base.  [default: 0.1; 0.02 with weights]"
+)
 @click.option("--finetune-learning-rate", type=click.FloatRange(0, min_open=True), help="[default: 0.02]")
 @click.option("--distillation", type=click.FloatRange(0, 1), help="Weight of the base's answers.  [default: 0.5]")
 @click.option("--seed", type=click.IntRange(0), help="Fixes splits, weights and order.  [default: 0]")

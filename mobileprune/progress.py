@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from contextlib import AbstractContextManager, contextmanager
+from typing import Literal, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
+
+Kind = Literal["training", "exporting", "measuring"]
 
 
 class Advance(Protocol):
@@ -27,13 +29,8 @@ class Display(Protocol):
     def say(self, text: str, style: str = "") -> None:
         """One finished thing, in words; ``style`` as rich names them."""
 
-    def work(self, description: str, total: float) -> _WorkContext:
+    def work(self, kind: Kind, description: str, total: float) -> AbstractContextManager[Advance]:
         """A piece of work of ``total`` units; gives an ``Advance``."""
-
-
-class _WorkContext(Protocol):
-    def __enter__(self) -> Advance: ...
-    def __exit__(self, *_: object) -> None: ...
 
 
 class Quiet:
@@ -46,7 +43,7 @@ class Quiet:
         return
 
     @contextmanager
-    def work(self, description: str, total: float) -> Iterator[Advance]:
+    def work(self, kind: Kind, description: str, total: float) -> Iterator[Advance]:
         yield lambda done, note="": None
 
 
@@ -63,7 +60,7 @@ class Terminal:
         self.console.print(Text(f"{'':>9}  {text}", style=style), soft_wrap=True)
 
     @contextmanager
-    def work(self, description: str, total: float) -> Iterator[Advance]:
+    def work(self, kind: Kind, description: str, total: float) -> Iterator[Advance]:
         start = time.monotonic()
         if not self.console.is_terminal:
             yield lambda done, note="": None

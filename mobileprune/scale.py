@@ -57,9 +57,15 @@ class Lattice:
 
     def nearest(self, scale: Scale) -> Scale:
         """The lattice scale closest to ``scale``, dimension by dimension."""
-        axes = (self.depths, self.widths, self.resolutions)
-        point = (min(axis, key=lambda v, t=t: abs(v - t)) for axis, t in zip(axes, scale.as_tuple(), strict=True))
-        return Scale(*point)
+
+        def closest(axis: tuple[float, ...], target: float) -> float:
+            return min(axis, key=lambda value: abs(value - target))
+
+        return Scale(
+            closest(self.depths, scale.depth),
+            closest(self.widths, scale.width),
+            closest(self.resolutions, scale.resolution),
+        )
 
     @property
     def smallest(self) -> Scale:

@@ -48,9 +48,7 @@ PRIOR: dict[tuple[str, str], tuple[float, float]] = {
 }
 TERMS = tuple(PRIOR)
 # What is bound by memory, or runs on one thread, gains less from threads than convolutions do.
-NOT_SHARED = frozenset(
-    (("elements", "elementwise"), ("elements", "pool"), ("elements", "move"), ("operators", "all"))
-)
+NOT_SHARED = frozenset((("elements", "elementwise"), ("elements", "pool"), ("elements", "move"), ("operators", "all")))
 _SOURCE_STD = 0.1  # of the logarithm of a document's scale: mild, so that a family is not explained away
 
 
@@ -104,7 +102,9 @@ def fit(rows: Sequence[Row], works: Works, settings: Settings) -> np.ndarray:
 
     def residuals(p: np.ndarray) -> np.ndarray:
         predicted = p[0] + np.log(X @ (ratios * np.exp(p[1 : 1 + n]))) + others @ p[1 + n :]
-        return np.concatenate([(predicted - y) * weights / settings.noise, p[1 : 1 + n] / stds, p[1 + n :] / _SOURCE_STD])
+        return np.concatenate(
+            [(predicted - y) * weights / settings.noise, p[1 : 1 + n] / stds, p[1 + n :] / _SOURCE_STD]
+        )
 
     start = np.zeros(1 + n + others.shape[1])
     start[0] = np.median(y - np.log(X @ ratios))
@@ -113,12 +113,13 @@ def fit(rows: Sequence[Row], works: Works, settings: Settings) -> np.ndarray:
     return coefficients
 
 
-def like(shape: np.ndarray, threads: int, *, std: float, noise: float) -> Settings:
+def like(shape: np.ndarray, more_threads: float, *, std: float, noise: float) -> Settings:
     """A prior from another device's coefficients: its ratios, within `std`, and a scale that is free.
 
-    Terms of `NOT_SHARED` grow by the root of the threads against the rest: half way between shared fully and not at all.
+    Where the other one had fewer threads, by the factor `more_threads`, the terms of `NOT_SHARED` grow by its root
+    against the rest: half way between shared fully and not at all.
     """
-    ratios = shape / shape[0] * [threads**0.5 if term in NOT_SHARED else 1.0 for term in TERMS]
+    ratios = shape / shape[0] * [more_threads**0.5 if term in NOT_SHARED else 1.0 for term in TERMS]
     return Settings(tuple(ratios), (std,) * len(TERMS), noise)
 
 

@@ -46,7 +46,9 @@ _ACTS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def _unit(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, act: str = "relu6") -> nn.Sequential:
+def _unit(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, act: str = "relu6"
+) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), _ACTS[act]())
 
@@ -209,7 +211,14 @@ def _efficientnet_lite(depth: float) -> Callable[[float], nn.Module]:
 
     The depth of the first and the last stage stays as it is.
     """
-    plan = [(1, 3, 16, 1, 1), (6, 3, 24, 2, 2), (6, 5, 40, 2, 2), (6, 3, 80, 3, 2), (6, 5, 112, 3, 1), (6, 5, 192, 4, 2)]
+    plan = [
+        (1, 3, 16, 1, 1),
+        (6, 3, 24, 2, 2),
+        (6, 5, 40, 2, 2),
+        (6, 3, 80, 3, 2),
+        (6, 5, 112, 3, 1),
+        (6, 5, 192, 4, 2),
+    ]
 
     def make(width: float) -> nn.Module:
         stages = [
@@ -282,9 +291,7 @@ ARCHITECTURES: dict[str, Callable[[float], nn.Module]] = {
     "mobilenet_v3_small_minimal": _mobilenet_v3(_V3_SMALL, 576, 1024, minimal=True),
     "mnasnet_b1": _mnasnet(_MNASNET_B1),
     "mnasnet_a1": _mnasnet(_MNASNET_A1),
-    **{
-        f"efficientnet_lite{place}": _efficientnet_lite(depth) for place, depth in enumerate((1.0, 1.1, 1.2, 1.4, 1.8))
-    },
+    **{f"efficientnet_lite{place}": _efficientnet_lite(depth) for place, depth in enumerate((1.0, 1.1, 1.2, 1.4, 1.8))},
     "resnet50": _torchvision("resnet50"),
     "resnet_v2_101": _timm("resnetv2_101"),
     "densenet121": _torchvision("densenet121"),

@@ -71,10 +71,13 @@ SLIPS = {
 }
 # The sources list the usual resolution of these; what was measured was another.
 _MEASURED_AT = {("Pixel 2", "resnet_v2_101"): 224}
-_FAMILY = {"inception_v4": "inception", "inception_resnet_v2": "inception", "nasnet_mobile": "nasnet", "resnet50": "resnet"}
-_WHOLE = (
-    "densenet121|squeezenet|nasnet_mobile|nasnet_large|resnet_v2_101|inception_v3|inception_v4|inception_resnet_v2|resnet50"
-)
+_FAMILY = {
+    "inception_v4": "inception",
+    "inception_resnet_v2": "inception",
+    "nasnet_mobile": "nasnet",
+    "resnet50": "resnet",
+}
+_WHOLE = "densenet121|squeezenet|nasnet_mobile|nasnet_large|resnet_v2_101|inception_v3|inception_v4|inception_resnet_v2|resnet50"
 
 
 def read(path: Path) -> list[Row]:

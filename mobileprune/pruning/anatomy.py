@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mobileprune.errors import MobilepruneError, UsageError
 from mobileprune.pruning.blocks import Block, find_blocks, removal_order
 from mobileprune.pruning.cost import Cost, CostModel
-from mobileprune.pruning.couplings import ChannelGroup, find_groups
+from mobileprune.pruning.couplings import ChannelGroup, find_groups, shared_axes
 from mobileprune.pruning.filters import Kept, WidthAxis, can_shrink, nearest, width_axis
 from mobileprune.pruning.layers import Axis, axes_of, axis_sizes, is_depthwise
 from mobileprune.pruning.proof import prove
@@ -182,6 +182,9 @@ def _groups(bench: nn.Module, example: Tensor, channel_step: int, notes: list[st
     except Exception as error:  # torch-pruning raises whatever its own code runs into
         notes.append(f"width: torch-pruning cannot trace this network ({type(error).__name__}: {error})")
         return []
+    shared = dict.fromkeys(axis.layer for axis in shared_axes(bench))
+    if shared:
+        notes.append(f"width: {_listed(list(shared))} share a weight: their channels stay")
     candidates = [group for group in traced if can_shrink(group, channel_step)]
     try:
         proven, refuted = prove(bench, candidates, example)
@@ -193,12 +196,15 @@ def _groups(bench: nn.Module, example: Tensor, channel_step: int, notes: list[st
         kinds.setdefault(reason.partition(" (")[0], []).append((group, reason))
     for failures in kinds.values():
         layers = list(dict.fromkeys(layer for group, _ in failures for layer in _made_by(bench, group)))
-        shown = ", ".join(layers[:6]) + (f" and {len(layers) - 6} more" if len(layers) > 6 else "")
         channels = sum(group.channels for group, _ in failures)
-        notes.append(f"width: {channels} channels of {shown} stay: {failures[0][1]}")
+        notes.append(f"width: {channels} channels of {_listed(layers)} stay: {failures[0][1]}")
     if not proven and not candidates:
         notes.append("width: no layer has channels to spare")
     return proven
+
+
+def _listed(layers: Sequence[str]) -> str:
+    return ", ".join(layers[:6]) + (f" and {len(layers) - 6} more" if len(layers) > 6 else "")
 
 
 def _made_by(model: nn.Module, group: ChannelGroup) -> list[str]:

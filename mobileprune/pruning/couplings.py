@@ -83,7 +83,7 @@ def find_groups(model: nn.Module, example_input: Tensor) -> list[ChannelGroup]:
             table.tie(id(group), roots, Axis(paths[target], side), positions)
     for path in finals:
         table.freeze(Axis(path, "out"))
-    for axis in _shared(model):
+    for axis in shared_axes(model):
         table.freeze(axis)
     table.tie_grouped(model)
     return table.groups()
@@ -112,7 +112,7 @@ def _side(target: nn.Module | nn.Parameter, is_out: bool) -> str:
     return "out" if is_out or is_depthwise(target) or "in" not in axes_of(target) else "in"
 
 
-def _shared(model: nn.Module) -> Iterator[Axis]:
+def shared_axes(model: nn.Module) -> Iterator[Axis]:
     """The axes of layers that hold a parameter of another layer too: cutting one alone would part them."""
     holders: dict[int, int] = {}
     for module in model.modules():

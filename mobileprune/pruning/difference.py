@@ -137,7 +137,8 @@ def _change(before: int, after: int) -> str:
 def _row(layer: LayerChange) -> str:
     was, now = layer.before, layer.after
     if now is None:
-        return f"  {layer.name}  {was.kind}  {was.inputs} -> {was.outputs}  removed  {was.macs:,} MACs, {was.params:,} parameters"
+        work = f"{was.macs:,} MACs, {was.params:,} parameters"
+        return f"  {layer.name}  {was.kind}  {was.inputs} -> {was.outputs}  removed  {work}"
     return (
         f"  {layer.name}  {was.kind}  in {was.inputs} -> {now.inputs}, out {was.outputs} -> {now.outputs}, "
         f"MACs {_change(was.macs, now.macs)}, parameters {_change(was.params, now.params)}"

@@ -85,10 +85,10 @@ class Explanation:
 
     def _depth_lines(self) -> list[str]:
         share = sum(row.macs_share for row in self.blocks)
-        rows = [
-            f"  {row.name}  {'x'.join(map(str, row.shape))}  {row.params:,} parameters  {row.macs_share:.1%} of the MACs"
-            for row in self.blocks
-        ]
+        rows = []
+        for row in self.blocks:
+            shape = "x".join(map(str, row.shape))
+            rows.append(f"  {row.name}  {shape}  {row.params:,} parameters  {row.macs_share:.1%} of the MACs")
         what = f"{len(self.blocks)} removable blocks, {share:.1%} of the MACs; one of them always stays"
         return [f"depth: {what if self.blocks else 'nothing can be removed'}", *rows, *self._stays("depth")]
 

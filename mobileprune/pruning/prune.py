@@ -14,30 +14,40 @@ from mobileprune.errors import MobilepruneError, UsageError
 from mobileprune.pruning.anatomy import Anatomy, Choice, rows_left
 from mobileprune.pruning.filters import choose, removed_positions
 from mobileprune.pruning.layers import Axis, outputs
+from mobileprune.pruning.reach import reach
 from mobileprune.pruning.recipe import Recipe, apply, require_pruned, require_same
 from mobileprune.scale import BASE, Scale
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """A pruned network: a new ``model`` that takes inputs of ``input_size`` (h, w), at ``scale`` of its base."""
+    """A pruned network: a new ``model`` that takes inputs of ``input_size`` (h, w), at ``scale`` of its base.
+
+    macs and params: the shares of the base's multiply-accumulates and parameters that it has.
+    """
 
     model: nn.Module
     input_size: tuple[int, int]
     recipe: Recipe
     scale: Scale
+    macs: float
+    params: float
 
 
 def prune(
     model: nn.Module,
-    scale: Scale,
+    scale: Scale | None,
     example_input: Tensor,
     *,
+    macs: float | None = None,
+    params: float | None = None,
     anatomy: Anatomy | None = None,
     ranking: Mapping[str, float] | None = None,
     recipe: Recipe | None = None,
 ) -> Pruned:
     """Prune ``model`` to the realisable scale closest to ``scale``, which is relative to the base; leave it untouched.
+
+    In place of a scale (None) a share of the base's MACs or parameters can be asked for, ``macs=0.5``: see ``reach``.
 
     example_input: (N, C, H, W) at the base's size. anatomy: of the base, found here where ``model`` is the base.
     ranking: which blocks go first (``rank_blocks``); without one they go evenly spread. recipe: what ``model`` has
@@ -59,6 +69,10 @@ def prune(
         )
     else:
         require_pruned(recipe, model)
+    if (scale is None) == (macs is None and params is None):
+        raise UsageError("give either a scale or a share of the base: prune(model, None, example_input, macs=0.5)")
+    if scale is None:
+        scale = reach(anatomy, macs=macs, params=params, ranking=ranking, parent=recipe).scale
     anatomy.require_possible(scale)
     parent = recipe.scale if recipe else BASE
     choice = anatomy.choose(scale, ranking, recipe.removed if recipe else ())
@@ -80,7 +94,9 @@ def prune(
     step = {axis: _relative(at, before.get(axis)) for axis, at in child.kept.items()}
     apply(pruned, [name for name in choice.removed if name not in already], step)
     _require_runs(pruned, example_input, child)
-    return Pruned(pruned, choice.size, child, choice.scale)
+    base, left = anatomy.cost(BASE), anatomy.cost_of(choice)
+    shares = (left.macs / max(1, base.macs), left.params / max(1, base.params))
+    return Pruned(pruned, choice.size, child, choice.scale, *shares)
 
 
 def _require_smaller(asked: Scale, reached: Scale, parent: Scale) -> None:

@@ -20,7 +20,8 @@ _PAGE = Template("""<!doctype html>
 :root { color-scheme: light dark; --line: color-mix(in srgb, CanvasText 18%, Canvas); }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: auto; padding: 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
-table { border-collapse: collapse; width: 100%; } th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); }
+table { border-collapse: collapse; width: 100%; }
+th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); }
 td + td, th + th { text-align: right; } .kept { color: #009E73; } .missed { color: #D55E00; }
 pre { font: .9em monospace; overflow-x: auto; padding: .8rem; border: 1px solid var(--line); }
 @media print { body { max-width: none; } .figure { break-inside: avoid; } }

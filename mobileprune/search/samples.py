@@ -57,12 +57,10 @@ def collect(
     what: str,
     default_noise: float,
     minimum: int,
-    spread: Array | None = None,
 ) -> Samples:
     """Check samples and merge those at the same scale, weighted by their precision.
 
     A value without a standard deviation gets ``default_noise``, or what repeats of one scale show where there are any.
-    ``spread`` gives the unit in which repeats scatter (for relative errors; ones by default).
     Raises UsageError for unequal lengths, values that are not finite, negative deviations or too few distinct scales.
     """
     x = points(scales)
@@ -90,9 +88,9 @@ def collect(
     noise = given[order] if given is not None else _noise_of_repeats(y, group, distinct, default_noise)
     weight = 1.0 / np.maximum(noise, 1e-12) ** 2
     total = np.bincount(group, weight)
-    merged = np.bincount(group, weight * y) / total
     first = np.searchsorted(group, np.arange(distinct))
     counts = np.bincount(group).astype(np.int64)
+    merged = np.where(counts == 1, y[first], np.bincount(group, weight * y) / total)
     return Samples(x[first], merged, np.where(total < 1e23, total**-0.5, 0.0), counts)
 
 

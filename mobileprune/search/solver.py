@@ -214,11 +214,23 @@ def solve(
     candidate and keeps every limit, is the answer (``base_suffices``). The frontier runs along the first constraint.
     Raises UsageError where no candidate keeps the limits, with the smallest value that can be reached.
     """
+    field = survey(accuracy, constraints, candidates)
+    return solve_surveyed(accuracy, constraints, field, confidence, frontier, continuous)
+
+
+def solve_surveyed(
+    accuracy: Accuracy,
+    constraints: Sequence[Constraint],
+    field: Field,
+    confidence: float = 0.5,
+    frontier: int = FRONTIER,
+    continuous: bool = True,
+) -> Solution:
+    """``solve`` where the candidates have been surveyed already."""
     if not 0.0 < confidence < 1.0:
         raise UsageError(
             f"the confidence {confidence} is not between 0 and 1: 0.9 keeps the budget in nine of ten cases"
         )
-    field = survey(accuracy, constraints, candidates)
     kept = field.joint >= confidence - 1e-12
     if not kept.any():
         raise UsageError(_unreachable(field, constraints, confidence))

@@ -17,10 +17,10 @@ from mobileprune.search.accuracy import AccuracySurrogate, fit_accuracy
 from mobileprune.search.csv_tables import Row, Table, Units, read_table, units_of
 from mobileprune.search.latency import LatencySurrogate, fit_latency
 from mobileprune.search.probes import THRESHOLD, rate_probes
-from mobileprune.search.solver import Constraint, Estimate, Solution, latency_constraint, solve, survey
+from mobileprune.search.solver import Constraint, Estimate, Solution, latency_constraint, solve_surveyed, survey
 
 CHOOSE_FROM = ("latency", "space")
-_STEPS = 24  # values per axis of the space between the samples
+_SPACE = 4000  # about how many scales the space between the samples is cut into
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def solve_tables(
     problem = _read(Path(accuracy_csv), Path(latency_csv), surrogate)
     constraints = _constraints(problem, budgets)
     candidates = problem.measured if choose_from == "latency" else _space(problem)
-    solution = solve(problem.accuracy, constraints, candidates, confidence, frontier)
     field = survey(problem.accuracy, constraints, candidates)
+    solution = solve_surveyed(problem.accuracy, constraints, field, confidence, frontier)
     rated = rate_probes(problem.accuracy, field, problem.probed, confidence)
     return _answer(problem, constraints, solution, rated if rated is not None and rated[1] >= THRESHOLD else None)
 
@@ -137,10 +137,11 @@ def _limit(budget: Budget, surrogate: LatencySurrogate) -> float:
 def _space(problem: _Problem) -> list[Scale]:
     """A grid over the box of the probes (whole pixels where the table has pixels) and every scale of either table."""
     low = np.array([s.as_tuple() for s in problem.probed]).min(axis=0)
+    steps = min(round(_SPACE ** (1.0 / max(int((low < 1.0 - 1e-9).sum()), 1))), 64)
     sides = []
     for axis in range(3):
         full = problem.units.full[axis]
-        values = np.linspace(low[axis], 1.0, _STEPS) if low[axis] < 1.0 - 1e-9 else np.ones(1)
+        values = np.linspace(low[axis], 1.0, steps) if low[axis] < 1.0 - 1e-9 else np.ones(1)
         if full > 16.0:
             values = np.unique(np.round(values * full)) / full
         sides.append([float(v) for v in values if v > 0.0])

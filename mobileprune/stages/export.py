@@ -50,7 +50,7 @@ def _written(ctx: Context, network: Network, path: Path, name: str, owner: str) 
     spec = exporters.InputSpec(3, network.size, network.size, view.mean, view.std)
     split = ctx.data.validation
     path.parent.mkdir(parents=True, exist_ok=True)
-    with ctx.display.work(f"{'base' if owner == 'base' else 'result'} as {name}", 2) as advance:
+    with ctx.display.work("exporting", f"{'base' if owner == 'base' else 'result'} as {name}", 2) as advance:
         artifact = exporters.export(network.model, spec, path, format=name)
         advance(1, "its accuracy in its runtime")
         images = view(split.images).contiguous().numpy()

@@ -65,7 +65,7 @@ def _exported(ctx: Context, scales: Iterable[Scale]) -> dict[Scale, Path]:
     scales = list(scales)
     folder = ctx.folder("profile")
     paths: dict[Scale, Path] = {}
-    with ctx.display.work(f"exporting {len(scales)} networks", len(scales)) as advance:
+    with ctx.display.work("exporting", f"exporting {len(scales)} networks", len(scales)) as advance:
         for done, scale in enumerate(scales):
             path = folder / f"{scale_key(scale)}.{ctx.profile.format}"
             if not path.exists():
@@ -93,7 +93,7 @@ def export_for_timing(ctx: Context, model: nn.Module, size: int, path: Path) -> 
 def measure(ctx: Context, files: Mapping[str, Path]) -> Report:
     """Time the files on the run's device, interleaved."""
     device = open_device(ctx.profile)
-    with ctx.display.work(f"measuring {len(files)} files on {ctx.profile.name}", 1) as advance:
+    with ctx.display.work("measuring", f"measuring {len(files)} files on {ctx.profile.name}", 1) as advance:
         report = benchmark(
             device,
             files,

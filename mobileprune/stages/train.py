@@ -51,7 +51,9 @@ def train(ctx: Context, model: nn.Module, view: View, what: str, name: str, *, d
     if distill:
         teacher = Teacher(copy.deepcopy(ctx.base).to(ctx.device).eval(), ctx.view)
     model.to(ctx.device)
-    with ctx.display.work(f"{name}, {schedule.epochs} epochs", schedule.epochs * len(ctx.data.train)) as advance:
+    with ctx.display.work(
+        "training", f"{name}, {schedule.epochs} epochs", schedule.epochs * len(ctx.data.train)
+    ) as advance:
 
         def progress(p: Progress) -> None:
             advance(p.seen, f"epoch {p.epoch + 1}/{schedule.epochs}, loss {p.loss:.3f}")

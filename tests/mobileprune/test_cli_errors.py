@@ -35,7 +35,18 @@ def test_help_answers_at_once_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in ("optimize", "profile", "probe", "solve", "prune", "finetune", "export", "bench", "report", "status"):
+    for command in (
+        "optimize",
+        "profile",
+        "probe",
+        "solve",
+        "prune",
+        "finetune",
+        "export",
+        "bench",
+        "report",
+        "status",
+    ):
         assert f"\n  {command}" in done.stdout
 
 

@@ -70,7 +70,7 @@ def test_what_cannot_be_found_is_one_sentence(spec: str, reason: str) -> None:
 
 
 def test_user_code_that_fails_is_quoted(tmp_path: Path) -> None:
-    with pytest.raises(MobilepruneError, match="broken.* failed: RuntimeError: the weights are on another machine"):
+    with pytest.raises(MobilepruneError, match=r"broken.* failed: RuntimeError: the weights are on another machine"):
         find_model(f"{TINY}:broken").build(10)
     with pytest.raises(UsageError, match=r"--model-arg 'blocks' is not key=value"):
         find_model(f"{TINY}:tiny", ["blocks"])

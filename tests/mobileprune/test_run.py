@@ -85,7 +85,8 @@ folder = Path(sys.argv[1])
 journal = Journal(folder / "journal.jsonl")
 journal.append("small", "a")
 before = journal.path.read_bytes()
-for work in (lambda: journal.append("big", "b", value="x" * 3_000_000), lambda: write_text(folder / "f", "x" * 3_000_000)):
+text = "x" * 3_000_000
+for work in (lambda: journal.append("big", "b", value=text), lambda: write_text(folder / "f", text)):
     try:
         work()
     except MobilepruneError as error:

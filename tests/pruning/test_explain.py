@@ -57,6 +57,14 @@ def test_what_cannot_be_pruned_is_said_with_the_reason() -> None:
     assert lines[-1].startswith("smallest scale: d=1 w=1 r=1") and "100.0%" in lines[-1]
 
 
+def test_a_shared_weight_is_named() -> None:
+    model = Tiny(3)
+    model.body[1].a.weight = model.body[2].a.weight
+    told = explain(Anatomy.of(model, X))
+    assert any("body.1.a, body.2.a share a weight" in reason for reason in told.reasons["width"])
+    assert not any("body.1.a" in row.layers for row in told.channels)
+
+
 def test_an_explanation_is_json_and_text() -> None:
     told = explain(Anatomy.of(Tiny(2), X))
     document = told.to_dict()
@@ -77,7 +85,7 @@ def test_a_difference_lists_every_layer_before_and_after() -> None:
     stem, inner = pruned.model.stem.out_channels, pruned.model.body[2].a.out_channels
     now = layers["body.2.a"].after
     assert now is not None and (now.inputs, now.outputs) == (stem, inner)
-    assert (now.macs, now.params) == (9 * stem * inner * 64, 9 * stem * inner + inner)
+    assert (now.macs, now.params) == (9 * stem * inner * 64, 9 * stem * inner)
     assert layers["body.2.a"].before.macs == 9 * 32 * 48 * 256
     after = count(pruned.model, torch.zeros(1, 3, *pruned.input_size))
     assert told.macs[1] == after.macs == sum(w.after.macs for w in told.layers if w.after)
