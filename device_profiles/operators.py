@@ -126,8 +126,9 @@ class Work:
     """The work of one inference at batch 1 (or at the file's fixed batch).
 
     kinds: kind -> its work, for the kinds that occur. params: constants that operators compute with, each counted once.
-    peak_activation_bytes: see `peak_activation_bytes`. input_elements: of all inputs together. unsupported: operator -> count, for those no function is known
-    of; their activations are counted under the kind "unsupported", their arithmetic is not.
+    peak_activation_bytes: see `peak_activation_bytes`. unsupported: operator -> count, for those no function is known
+    of; their activations are counted under the kind "unsupported", their arithmetic is not. input_elements: of all
+    inputs together.
     """
 
     kinds: dict[str, KindWork]

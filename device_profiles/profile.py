@@ -96,8 +96,9 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
     if text not in known:
         if wanted := re.search(r"gpu|npu|tpu|nnapi|dsp|hexagon|u?int8|quant|fp16|float16", text.lower()):
             raise ProfileError(
-                f"no device profile is called {text!r}: {wanted[0]} latencies are not predicted, because what is published "
-                "cannot carry it; connect the phone and measure them, or choose one of the catalog: " + ", ".join(known)
+                f"no device profile is called {text!r}: {wanted[0]} latencies are not predicted, because what is "
+                "published cannot carry it; connect the phone and measure them, or choose one of the catalog: "
+                + ", ".join(known)
             )
         near = difflib.get_close_matches(text.lower(), known, n=2)
         hint = f" did you mean {' or '.join(near)}?" if near else ""

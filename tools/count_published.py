@@ -53,7 +53,7 @@ def write_counts(counts: dict[str, Work], path: Path = COUNTS) -> None:
 
 
 def count_network(name: str) -> Work:
-    """Build the network, write it as a throw-away ONNX file, and count that; raises ValueError for unknown operators."""
+    """Build the network, write a throw-away ONNX file, and count that; raises ValueError for unknown operators."""
     from published_networks import build
 
     from exporters import InputSpec, export

@@ -98,8 +98,8 @@ PLANS = (
         "tflite cpu",
         (1,),
         "TFLite CPU (2018-2019)",
-        f"{_TFLITE_OLD} It is here because it knows dense k x k convolutions. MobileNetV3 is left out: its rows are from "
-        "a newer runtime.",
+        f"{_TFLITE_OLD} It is here because it knows dense k x k convolutions. MobileNetV3 is left out: its rows are "
+        "from a newer runtime.",
         ("mobilenet_v3",),
     ),
     Plan(
@@ -122,7 +122,8 @@ PLANS = (
         "tflite cpu",
         (4,),
         "TFLite CPU, Android 10 (2020)",
-        f"{_TFLITE_OLD} Its own ten rows, of two documents, have 385 MMAC or more: below that it is the Pixel 3's shape.",
+        f"{_TFLITE_OLD} Its own ten rows, of two documents, have 385 MMAC or more: below that its shape is "
+        "the Pixel 3's.",
         shape=_PIXEL_3,
     ),
     _xnnpack("raspberry-pi-2", "Raspberry Pi 2", "BCM2836", 4, "Raspberry Pi 2 (BCM2836)", (4,)),
@@ -233,16 +234,16 @@ def provenance(plan: Plan, found: dict[int, Fitted]) -> str:
         families = len({row.family for row in one.rows})
         worst = max(one.own, key=lambda row: abs(one.own[row]))
         parts.append(
-            f"{threads} thread{'s' * (threads > 1)}: {len(one.rows)} rows of {families} families; each family left out "
-            f"in turn was off by {_mean(one.own):.1%} (mean over rows; over families {mean_over_families(one.own):.1%}), "
-            f"at worst {one.own[worst]:+.1%} ({worst.network})."
+            f"{threads} thread{'s' * (threads > 1)}: {len(one.rows)} rows of {families} families; each family left "
+            f"out in turn was off by {_mean(one.own):.1%} (mean over rows; over families "
+            f"{mean_over_families(one.own):.1%}), at worst {one.own[worst]:+.1%} ({worst.network})."
         )
     if plan.shape:
         errors = next(iter(found.values())).shape
         parts.append(
-            f"The ratios of the coefficients lean on {plan.shape.words} ({len(errors)} rows, off by {_mean(errors):.1%}, at "
-            f"worst {max(map(abs, errors.values())):.1%}, in the same way), the scale is from this device's own rows. The "
-            "stated errors are the larger ones of both."
+            f"The ratios of the coefficients lean on {plan.shape.words} ({len(errors)} rows, off by {_mean(errors):.1%}, "
+            f"at worst {max(map(abs, errors.values())):.1%}, in the same way), the scale is from this device's own rows. "
+            "The stated errors are the larger ones of both."
         )
     parts.append(
         f"Networks and inputs down to 1/{REACH} of the smallest and up to {REACH} times the largest fitted one are "

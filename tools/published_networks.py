@@ -119,7 +119,7 @@ class MobileNet(nn.Module):
 
 
 def _squeezed(stage: Stage, inputs: int, inner: int) -> int:
-    """Channels of the gate: a share of the block's input (MnasNet, below 1) or of its inside (MobileNetV3, as 1 / n)."""
+    """Channels of the gate: a share of the block's input (MnasNet, below 1) or of its inside (MobileNetV3, 1 / n)."""
     if not stage.squeeze:
         return 0
     return max(1, int(inputs * stage.squeeze)) if stage.squeeze < 1 else divisible(inner / stage.squeeze)

@@ -54,8 +54,8 @@ MACHINES = (
         "Raspberry Pi 4",
         "TFLite v2.4.1 (ruy) cpu",
         {"": 4},
-        "not stated; MobileNetV1 takes less than one core could at its peak (4 MAC per cycle at 1.5 GHz) and as long as "
-        "XNNPACK on all 4",
+        "not stated; MobileNetV1 takes less than one core could at its peak (4 MAC per cycle at 1.5 GHz) and as long "
+        "as XNNPACK on all 4",
     ),
     Machine(
         "AWS cloud instance m7g.2xlarge (graviton)",
@@ -77,7 +77,7 @@ _FAMILY = {
     "nasnet_mobile": "nasnet",
     "resnet50": "resnet",
 }
-_WHOLE = "densenet121|squeezenet|nasnet_mobile|nasnet_large|resnet_v2_101|inception_v3|inception_v4|inception_resnet_v2|resnet50"
+_WHOLE = "densenet121|squeezenet|nasnet_(mobile|large)|resnet(50|_v2_101)|inception_(v3|v4|resnet_v2)"
 
 
 def read(path: Path) -> list[Row]:

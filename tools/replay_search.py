@@ -29,19 +29,16 @@ from mobileprune.scale import BASE, Lattice, Scale
 from mobileprune.search.accuracy import AccuracySurrogate, fit_accuracy
 from mobileprune.search.latency import fit_latency
 from mobileprune.search.probes import initial_probes, rate_probes
+from mobileprune.search.solver import DEFAULT_CONFIDENCE as CONFIDENCE
 from mobileprune.search.solver import Constraint, Field, counted_constraint, latency_constraint, survey
 
 DEFAULT = Path(__file__).resolve().parent.parent / "../shared/data/published/phone_latency.csv"
 PROBES = (5, 6, 8, 10)
 BUDGETS = 40
 LATENCIES = 8
-CONFIDENCE = 0.8  # the default of the search where the latency is fitted
 
 # What the source is known to have mistyped: (family, precision, width, resolution, as printed) -> top-1.
 SLIPS = {("mobilenet_v1", "uint8", 0.75, 128, 55.9): 59.8}
-# Half the channels at 224 px cannot take longer than three quarters (143.4 ms): printed 164.2, so the row is left out
-# where a latency has to be predicted, and kept where it is given.
-DOUBTFUL = {("mobilenet_v1", "Pixel 2", "tensorflow-mobile cpu", 0.5, 224)}
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,6 @@ class Grid:
     lattice: Lattice
     accuracy: dict[Scale, float]
     latency: dict[Scale, float]
-    doubtful: frozenset[Scale]
 
     @property
     def scales(self) -> list[Scale]:
@@ -95,11 +91,10 @@ def _grid(key: tuple[str, ...], found: dict[tuple[float, int], tuple[float, floa
     widths, pixels = sorted({w for w, _ in found}), sorted({p for _, p in found})
     scale = {(w, p): Scale(1.0, w / widths[-1], p / pixels[-1]) for w, p in found}
     lattice = Lattice((1.0,), tuple(w / widths[-1] for w in widths), tuple(p / pixels[-1] for p in pixels))
-    doubtful = {scale[w, p] for w, p in found if (family, device, backend, w, p) in DOUBTFUL}
     name = " ".join(filter(None, (family, precision, device, backend, f"{threads} threads" if threads else "")))
     group = "phones" if device.startswith("Pixel") else "boards"
     accuracy, latency = ({scale[c]: v[i] for c, v in found.items()} for i in (0, 1))
-    return Grid(name, group, lattice, accuracy, latency, frozenset(doubtful))
+    return Grid(name, group, lattice, accuracy, latency)
 
 
 @dataclass
@@ -216,12 +211,11 @@ def _nominal(grid: Grid, probes: Sequence[Scale], form: str, results: Results) -
 
 def _fitted(grid: Grid, form: str, results: Results) -> None:
     """Latency measured at 8 designed scales and fitted; accuracy searched with 6 probes."""
-    sampled = [s for s in [BASE, *initial_probes(grid.lattice, LATENCIES + 1)] if s not in grid.doubtful][:LATENCIES]
+    sampled = [BASE, *initial_probes(grid.lattice, LATENCIES - 1)]
     surrogate = fit_latency(sampled, [grid.latency[s] for s in sampled], [0.0] * len(sampled))
-    scales = [s for s in grid.scales if s not in grid.doubtful]
     for budget in grid.budgets():
         constraint = latency_constraint("latency", budget, surrogate)
-        chosen = search(grid, scales, constraint, CONFIDENCE, form, most=6)
+        chosen = search(grid, grid.scales, constraint, CONFIDENCE, form, most=6)
         results["fitted latency", 6].add(grid, budget, chosen[6])
 
 

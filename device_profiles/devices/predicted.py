@@ -41,8 +41,8 @@ class PredictedDevice(Device):
         if threads not in models:
             known = " or ".join(str(one) for one in sorted(models))
             raise DeviceError(
-                f"threads = {threads} cannot be predicted by the profile {self.profile.name}, which was fitted to {known}; "
-                "ask for that or connect the device"
+                f"threads = {threads} cannot be predicted by the profile {self.profile.name}, which was fitted to "
+                f"{known} threads; ask for that or connect the device"
             )
         return models[threads]
 
@@ -71,7 +71,7 @@ class PredictedDevice(Device):
             relative_std=one.relative_std,
             runtime=f"predicted for {model.runtime}",
             warning=(
-                f"the latencies are predicted, not measured: networks of a family that the profile {self.profile.name} "
-                f"had not seen were off by {model.typical_error:.0%} on average and by {model.guaranteed_error:.0%} at most"
+                f"the latencies are predicted, not measured: {self.profile.name} was off by {model.typical_error:.0%} "
+                f"on average and by {model.guaranteed_error:.0%} at most for families of networks that it had not seen"
             ),
         )

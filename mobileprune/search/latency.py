@@ -18,6 +18,7 @@ from mobileprune.search.samples import Array, Axes, Samples, collect, points
 
 SAMPLE_NOISE = 0.015  # relative noise of one measured latency where none is given
 _SURFACE = 0.04  # prior relative standard deviation between samples
+_SLOPE = 0.05  # of a slope, per sampled log range of an axis
 _NUGGET = 0.02  # steps of channel and cache sizes that no smooth function follows
 _PRIOR_COUNT = 4.0
 _PREFERENCE = 0.95
@@ -230,7 +231,7 @@ def _folds(samples: Samples) -> list[NDArray[np.int64]]:
 
 def _shape(samples: Samples, axes: Axes) -> ResidualGP:
     noise = np.sqrt(samples.noise**2 + _NUGGET**2)
-    return ResidualGP.fit(axes.unit(samples.x), np.zeros(len(samples)), noise, _SURFACE**2, 0.5)
+    return ResidualGP.fit(axes.unit(samples.x), np.zeros(len(samples)), noise, _SURFACE**2, 0.5, _SLOPE**2)
 
 
 def _inflation(residuals: Array, samples: Samples, axes: Axes) -> float:

@@ -19,6 +19,9 @@ from mobileprune.search.samples import Array, Samples, points
 
 Predict = Callable[[Sequence[Scale]], tuple[Any, Any]]
 FRONTIER = 100
+DEFAULT_CONFIDENCE = (
+    0.8  # under 2 % of the budgets are then missed by over 5 % on published grids (results/replay_search)
+)
 _LEVEL = 0.8  # of every interval that is reported
 
 

@@ -17,7 +17,15 @@ from mobileprune.search.accuracy import AccuracySurrogate, fit_accuracy
 from mobileprune.search.csv_tables import Row, Table, Units, read_table, units_of
 from mobileprune.search.latency import LatencySurrogate, fit_latency
 from mobileprune.search.probes import THRESHOLD, rate_probes
-from mobileprune.search.solver import Constraint, Estimate, Solution, latency_constraint, solve_surveyed, survey
+from mobileprune.search.solver import (
+    DEFAULT_CONFIDENCE,
+    Constraint,
+    Estimate,
+    Solution,
+    latency_constraint,
+    solve_surveyed,
+    survey,
+)
 
 CHOOSE_FROM = ("latency", "space")
 _SPACE = 4000  # about how many scales the space between the samples is cut into
@@ -41,7 +49,7 @@ def solve_tables(
     budgets: Sequence[str],
     *,
     choose_from: str = "latency",
-    confidence: float = 0.5,
+    confidence: float = DEFAULT_CONFIDENCE,
     surrogate: str = "auto",
     frontier: int = 100,
 ) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class Problem:
 
     run: Run
     budgets: tuple[Budget, ...]
+    surrogate: str = "auto"
 
     @cached_property
     def costs(self) -> Costs:
@@ -82,7 +83,9 @@ class Problem:
         scored = [(scale, entry["validation"]) for scale, entry in found if entry is not None]
         if len(scored) < 2:
             raise MobilepruneError(f"{self.run.path} has no probes yet; run `mobileprune probe {self.run.path}` first")
-        return fit_accuracy([s for s, _ in scored], [v["accuracy"] for _, v in scored], [v["std"] for _, v in scored])
+        return fit_accuracy(
+            [s for s, _ in scored], [v["accuracy"] for _, v in scored], [v["std"] for _, v in scored], self.surrogate
+        )
 
     @cached_property
     def constraints(self) -> list[Constraint]:
@@ -144,14 +147,17 @@ class Problem:
         return False
 
 
-def solve_run(run: Run, budgets: Sequence[Budget], confidence: float = _CONFIDENCE) -> Solution:
+def solve_run(
+    run: Run, budgets: Sequence[Budget], confidence: float | None = None, surrogate: str = "auto"
+) -> Solution:
     """The scale of largest predicted accuracy that keeps ``budgets``; scales measured to miss them are out.
 
+    confidence: the probability, by the prediction, that the budgets are kept (0.8). surrogate: the accuracy's form.
     Raises UsageError where none can, naming the smallest reachable, and where the base already keeps them.
     """
-    problem = Problem(run, tuple(budgets))
+    problem = Problem(run, tuple(budgets), surrogate)
     candidates = [s for s in problem.costs.lattice if not problem.missed(s)]
-    solution = solve_problem(problem.accuracy, problem.constraints, candidates, confidence=confidence)
+    solution = solve_problem(problem.accuracy, problem.constraints, candidates, confidence=confidence or _CONFIDENCE)
     if solution.base_suffices:
         raise UsageError(_nothing_to_do(problem))
     return solution

@@ -1,0 +1,348 @@
+"""Prune every network of a zoo at four scales and check each result: results/zoo.csv.
+
+    .venv/bin/python tools/zoo.py [--only TEXT ...] [--again TEXT ...] [--minutes 30] [--csv results/zoo.csv]
+
+For each network (random weights, 96 px or what it needs) and scale: prune, forward, backward, one optimiser step, the
+recipe and safetensors rebuild a bit-equal network, the MACs are those predicted, and the ONNX file gives the same
+numbers in ONNX Runtime. A dimension that the architecture lacks is refused in words; in the mixed scale it stays at 1.
+Every network runs in a child process of its own, on one thread; those in the table already are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from exporters import InputSpec, export
+from exporters.verify import parity
+from mobileprune._torchvision import import_timm, import_torchvision
+from mobileprune.errors import MobilepruneError
+from mobileprune.pruning.anatomy import Anatomy
+from mobileprune.pruning.cost import count
+from mobileprune.pruning.layers import tensors_in
+from mobileprune.pruning.prune import Pruned, prune
+from mobileprune.pruning.recipe import Recipe, rebuild
+from mobileprune.scale import Scale
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "models"
+SCALES = (Scale(1, 0.5, 1), Scale(0.5, 1, 1), Scale(1, 1, 0.7), Scale(0.7, 0.7, 0.8))
+SIDE, SIDES = 96, {"shared:resnet_cifar:resnet56": 32}
+TIMEOUT_S = 300.0  # per network
+ATOL = 1e-3  # of the largest output, between ONNX Runtime and torch
+COLUMNS = (
+    "network", "depth", "width", "resolution", "status", "reached_depth", "reached_width", "reached_resolution",
+    "macs_share", "params_share", "macs_error", "onnx_error", "seconds", "note",
+)  # fmt: skip
+
+TORCHVISION = (
+    "alexnet vgg11_bn resnet18 resnet50 resnext50_32x4d wide_resnet50_2 densenet121 mobilenet_v2 mobilenet_v3_small "
+    "mobilenet_v3_large mnasnet1_0 shufflenet_v2_x1_0 squeezenet1_1 googlenet inception_v3 efficientnet_b0 "
+    "efficientnet_v2_s regnet_x_400mf regnet_y_400mf convnext_tiny"
+).split()
+TIMM = (
+    "mobilenetv1_100 mobilenetv2_100 mobilenetv3_large_100 mobilenetv4_conv_small efficientnet_lite0 ghostnet_100 "
+    "hrnet_w18_small dla34 cspresnet50 repvgg_a0 resnest14d tinynet_a fbnetc_100 hardcorenas_a mixnet_s rexnet_100 "
+    "nf_resnet50 lcnet_050 edgenext_xx_small"
+).split()
+TRANSFORMERS = ["vit_tiny_patch16_224"]  # to be refused
+
+
+class _Conv(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu_(self.norm(self.conv(x)))
+
+
+class Odd(nn.Module):
+    """ModuleList loop, lambda, in-place addition, functional pooling, dictionary with two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _Conv(3, 32, 2)
+        self.loop = nn.ModuleList([nn.Sequential(_Conv(32, 48), nn.Conv2d(48, 32, 1)) for _ in range(4)])
+        self.pool: Callable[[Tensor], Tensor] = lambda x: F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1)
+        self.fine, self.coarse = nn.Linear(32, 20), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = F.max_pool2d(self.stem(x), 2)
+        for layer in self.loop:
+            y = layer(x)
+            y += x
+            x = y
+        z = self.pool(x)
+        return {"fine": self.fine(z), "coarse": self.coarse(z)}
+
+
+class OddBlocks(nn.Module):
+    """Residual modules, the same one called twice, and two convolutions that share a weight."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = _Conv(32, 64), nn.Conv2d(64, 32, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.down(self.up(x))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.again = _Conv(3, 32, 4), OddBlocks.Block()
+        self.body = nn.ModuleList([OddBlocks.Block() for _ in range(5)])
+        self.body[1].down.weight = self.body[2].down.weight
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.again(self.again(self.stem(x)))
+        for block in self.body:
+            x = block(x)
+        return cast(Tensor, self.head(x.mean([2, 3])))
+
+
+class TwoInputs(nn.Module):
+    """Takes two images: to be refused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 32, 3), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        return cast(Tensor, self.head((self.conv(x) - self.conv(other)).relu().mean([2, 3])))
+
+
+ODD: dict[str, Callable[[], nn.Module]] = {"loop_dict": Odd, "shared_twice": OddBlocks, "two_inputs": TwoInputs}
+
+
+class Flat(nn.Module):
+    """All outputs of a model, whatever holds them, as one (N, ...) tensor: what an ONNX file is compared by."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([t.flatten(1) for t in tensors_in(self.model(x))], 1)
+
+
+def names() -> list[str]:
+    shared = [("resnet_cifar", "resnet56"), ("mobilenet_v1", "mobilenet_v1")]
+    return [
+        *(f"shared:{file}:{name}" for file, name in shared if (SHARED / f"{file}.py").exists()),
+        *(f"odd:{name}" for name in ODD),
+        *(f"torchvision:{name}" for name in TORCHVISION),
+        *(f"timm:{name}" for name in [*TIMM, *TRANSFORMERS]),
+    ]
+
+
+def build(name: str) -> nn.Module:
+    """The network ``name`` with random weights, the same ones each time."""
+    torch.manual_seed(0)
+    kind, _, rest = name.partition(":")
+    if kind == "torchvision":
+        options = {"aux_logits": True, "init_weights": False} if rest in ("googlenet", "inception_v3") else {}
+        return cast(nn.Module, import_torchvision().models.get_model(rest, weights=None, **options)).eval()
+    if kind == "timm":
+        return cast(nn.Module, import_timm().create_model(rest, pretrained=False)).eval()
+    if kind == "odd":
+        return ODD[rest]().eval()
+    file, _, factory = rest.partition(":")
+    spec = importlib.util.spec_from_file_location(file, SHARED / f"{file}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return cast(nn.Module, getattr(module, factory)()).eval()
+
+
+def rows_of(name: str) -> Iterator[dict[str, Any]]:
+    """The four rows of one network. What goes wrong is written down, not hidden."""
+    side = SIDES.get(name, 224 if name.removeprefix("timm:") in TRANSFORMERS else SIDE)
+    example = torch.randn(1, 3, side, side)
+    try:
+        model = build(name)
+        anatomy = Anatomy.of(model, example)
+    except Exception as error:  # the table says it, for every scale
+        status = "refused" if isinstance(error, MobilepruneError) else "fail"
+        yield from (_row(name, scale, status=status, note=_said(error)) for scale in SCALES)
+        return
+    for scale in SCALES:
+        started = time.monotonic()
+        try:
+            found = check(name, model, anatomy, scale, example)
+        except MobilepruneError as error:
+            found = {"status": "refused" if "cannot be pruned" in str(error) else "fail", "note": _said(error)}
+        except Exception as error:  # whatever the network or a library raises is a result
+            found = {"status": "fail", "note": _said(error)}
+        yield _row(name, scale, **found, seconds=f"{time.monotonic() - started:.1f}")
+
+
+def check(name: str, model: nn.Module, anatomy: Anatomy, scale: Scale, example: Tensor) -> dict[str, Any]:
+    """Prune ``model`` to ``scale`` and check the result; raises at the first thing that is wrong."""
+    asked, missing = scale, ""
+    if sum(value < 1 for value in scale.as_tuple()) > 1:
+        able = {"depth": len(anatomy.depths), "width": len(anatomy.widths.values), "resolution": len(anatomy.sizes)}
+        asked = Scale(*(getattr(scale, k) if n > 1 else 1.0 for k, n in able.items()))
+        missing = ", ".join(k for k, n in able.items() if n < 2)
+    result = prune(model, asked, example, anatomy=anatomy)
+    inputs = torch.randn(2, example.shape[1], *result.input_size)
+    counted = count(result.model, inputs).macs
+    predicted = anatomy.cost(asked).macs
+    _require(abs(counted / predicted - 1) <= 0.05, f"{counted} MACs counted, {predicted} predicted")
+    _train_one_step(result.model, inputs)
+    _round_trip(name, result, inputs)
+    error = _onnx_error(result, inputs)
+    _require(error <= ATOL, f"ONNX Runtime differs by {error:.2g} of the largest output")
+    reached = dict(zip(("reached_depth", "reached_width", "reached_resolution"), result.scale.as_tuple(), strict=True))
+    return {
+        "status": "pass",
+        **{key: f"{value:.4f}" for key, value in reached.items()},
+        "macs_share": f"{result.macs:.4f}",
+        "params_share": f"{result.params:.4f}",
+        "macs_error": f"{counted / predicted - 1:.4f}",
+        "onnx_error": f"{error:.1e}",
+        "note": f"without {missing}, which it lacks" if missing else "",
+    }
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
+
+
+def _train_one_step(model: nn.Module, inputs: Tensor) -> None:
+    model.train()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    loss = torch.stack([t.float().square().mean() for t in tensors_in(cast(Any, model)(inputs))]).sum()
+    cast(Any, loss).backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    _require(bool(gradients) and all(bool(g.isfinite().all()) for g in gradients), "no or infinite gradients")
+    optimizer.step()
+    moved = any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    _require(moved, "the optimiser step changed no weight")
+    model.eval()
+
+
+def _round_trip(name: str, result: Pruned, inputs: Tensor) -> None:
+    """recipe.json and safetensors on a freshly built base give the same bits."""
+    from safetensors.torch import load_model, save_model
+
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        weights = Path(folder) / "weights.safetensors"
+        save_model(result.model, str(weights))  # tells shared tensors apart from equal ones
+        again = rebuild(Recipe.from_json(result.recipe.to_json()), build(name)).eval()
+        load_model(again, weights)
+        pairs = zip(tensors_in(cast(Any, again)(inputs)), tensors_in(cast(Any, result.model)(inputs)), strict=True)
+        _require(all(torch.equal(a, b) for a, b in pairs), "the rebuilt network differs")
+
+
+def _onnx_error(result: Pruned, inputs: Tensor) -> float:
+    """Largest difference between the ONNX file and the module, relative to the module's largest output."""
+    model = Flat(result.model).eval()
+    height, width = result.input_size
+    spec = InputSpec(inputs.shape[1], height, width, (0.0,) * inputs.shape[1], (1.0,) * inputs.shape[1])
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = export(model, spec, Path(folder) / "model.onnx", format="onnx", simplify=False)
+        found = parity(Path(artifact.path), model, inputs.numpy())
+    return found.max_abs / max(found.scale, 1e-12)
+
+
+def _said(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return (lines[0] if isinstance(error, MobilepruneError) else f"{type(error).__name__}: {lines[0]}")[:300]
+
+
+def _row(name: str, scale: Scale, **found: Any) -> dict[str, Any]:
+    asked = dict(zip(("depth", "width", "resolution"), scale.as_tuple(), strict=True))
+    return {**dict.fromkeys(COLUMNS, ""), "network": name, **{k: f"{v:g}" for k, v in asked.items()}, **found}
+
+
+def run_child(name: str) -> list[dict[str, Any]]:
+    """The rows of one network, from a process of its own; those it did not come to are failures."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", name]
+    threads = {key: "1" for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    environment = {**os.environ, **threads, "PYTHONPATH": str(ROOT)}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment, check=False)
+        output, why = done.stdout, f"the process ended with {done.returncode}: {done.stderr.strip()[-200:]}"
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
+        why = f"not finished after {TIMEOUT_S:g} s"
+    rows = [json.loads(line[4:]) for line in output.splitlines() if line.startswith("row ")]
+    return rows + [_row(name, scale, status="fail", note=why) for scale in SCALES[len(rows) :]]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(line for line in file if not line.startswith("#")))
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    order = {name: i for i, name in enumerate(names())}
+    fresh = path.with_name(path.name + ".part")
+    with fresh.open("w", newline="") as file:
+        file.write(f"# python tools/zoo.py (torch {torch.__version__}, 1 thread)\n")
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: order.get(row["network"], len(order))))
+    fresh.replace(path)
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> str:
+    counts = {status: sum(row["status"] == status for row in rows) for status in ("pass", "refused", "fail")}
+    networks = {row["network"] for row in rows}
+    clean = {n for n in networks if all(r["status"] != "fail" for r in rows if r["network"] == n)}
+    whole = {n for n in networks if all(r["status"] == "pass" for r in rows if r["network"] == n)}
+    return f"{len(networks)} networks: {len(whole)} pass at all scales, {len(clean)} without a failure; " + ", ".join(
+        f"{number} rows {status}" for status, number in counts.items()
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Prune a zoo and check every result.")
+    parser.add_argument("--csv", type=Path, default=ROOT / "results" / "zoo.csv")
+    parser.add_argument("--only", nargs="*", default=[], help="networks whose name contains one of these")
+    parser.add_argument("--again", nargs="*", default=[], help="run these anew though they are in the table")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no network after this time")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    if asked.child:
+        for row in rows_of(asked.child):
+            print("row", json.dumps(row), flush=True)
+        return
+    started = time.monotonic()
+    for name in names():
+        known = {row["network"] for row in read(asked.csv)}
+        wanted = not asked.only or any(text in name for text in asked.only)
+        if not wanted or (name in known and not any(text in name for text in asked.again)):
+            continue
+        if time.monotonic() - started > 60 * asked.minutes:
+            print("out of time; run again to go on")
+            break
+        rows = run_child(name)
+        write(asked.csv, [row for row in read(asked.csv) if row["network"] != name] + rows)
+        print(f"{name}: {', '.join(row['status'] for row in rows)}", flush=True)
+    print(summary(read(asked.csv)))
+
+
+if __name__ == "__main__":
+    main()
