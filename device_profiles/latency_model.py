@@ -63,6 +63,11 @@ class LatencyModel:
         if stray := sorted(set(self.ms_per_gmac) - set(self.ms_per_million_activations)):
             raise ProfileError(f"ms_per_gmac has {stray[0]!r}, which ms_per_million_activations lacks")
 
+    def covers(self, macs: int, input_elements: int) -> bool:
+        """Whether a network of that size may be asked for; the kinds of its operators must be known, too."""
+        sizes = ((macs, self.macs), (input_elements, self.input_elements))
+        return all(least <= size <= most for size, (least, most) in sizes)
+
     @classmethod
     def from_table(cls, table: object) -> LatencyModel:
         """The model in a TOML table; raises ProfileError naming the key."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from device_profiles.errors import DeviceError
@@ -45,6 +47,39 @@ def predict(work: Work, model: LatencyModel) -> Prediction:
         relative_std=model.typical_error * _STD_OF_MEAN_ERROR,
         low_ms=latency / (1 + model.guaranteed_error),
         high_ms=latency / (1 - model.guaranteed_error),
+    )
+
+
+def calibrate(model: LatencyModel, anchors: Sequence[tuple[Work, float]], runtime: str) -> LatencyModel:
+    """The model rescaled to a device at hand: all its coefficients times one factor, the same for every kind.
+
+    anchors: work and measured milliseconds of two or more networks, best the second smallest and the largest of those
+    in question: a single one says less than the published rows and can do harm. runtime: what they were measured with.
+    The factor is the geometric mean of measured / predicted; the stated errors grow where an anchor is off by more.
+    Raises DeviceError for fewer than two anchors, two of nearly the same work, and what `predict` refuses.
+    """
+    sizes = [work.macs for work, _ in anchors]
+    if len(anchors) < 2 or max(sizes) < 1.5 * min(sizes):
+        raise DeviceError(
+            "a profile is calibrated with two measured networks or more, the largest with at least 1.5 times the "
+            "multiply-accumulates of the smallest; add one of another size"
+        )
+    if not all(0 < ms < math.inf for _, ms in anchors):
+        raise DeviceError("a profile cannot be calibrated with a latency that is not above 0 ms; measure again")
+    logs = [math.log(ms / predict(work, model).latency_ms) for work, ms in anchors]
+    factor = math.exp(sum(logs) / len(logs))
+    off = [abs(factor * predict(work, model).latency_ms / ms - 1) for work, ms in anchors]
+    if max(off) >= 1:
+        raise DeviceError("the measured networks do not fit the profile at all; choose the profile of another device")
+    return replace(
+        model,
+        runtime=runtime,
+        ms_per_operator=factor * model.ms_per_operator,
+        ms_per_mb_weights=factor * model.ms_per_mb_weights,
+        ms_per_gmac={kind: factor * one for kind, one in model.ms_per_gmac.items()},
+        ms_per_million_activations={kind: factor * one for kind, one in model.ms_per_million_activations.items()},
+        typical_error=max(model.typical_error, sum(off) / len(off)),
+        guaranteed_error=max(model.guaranteed_error, *off),
     )
 
 

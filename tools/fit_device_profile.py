@@ -241,9 +241,9 @@ def provenance(plan: Plan, found: dict[int, Fitted]) -> str:
     if plan.shape:
         errors = next(iter(found.values())).shape
         parts.append(
-            f"The ratios of the coefficients lean on {plan.shape.words} ({len(errors)} rows, off by {_mean(errors):.1%}, "
-            f"at worst {max(map(abs, errors.values())):.1%}, in the same way), the scale is from this device's own rows. "
-            "The stated errors are the larger ones of both."
+            f"The ratios of the coefficients lean on {plan.shape.words} ({len(errors)} rows, off by "
+            f"{_mean(errors):.1%}, at worst {max(map(abs, errors.values())):.1%}, in the same way), the scale is from "
+            "this device's own rows. The stated errors are the larger ones of both."
         )
     parts.append(
         f"Networks and inputs down to 1/{REACH} of the smallest and up to {REACH} times the largest fitted one are "

@@ -50,16 +50,17 @@ COLUMNS = (
 )  # fmt: skip
 
 TORCHVISION = (
-    "alexnet vgg11_bn resnet18 resnet50 resnext50_32x4d wide_resnet50_2 densenet121 mobilenet_v2 mobilenet_v3_small "
-    "mobilenet_v3_large mnasnet1_0 shufflenet_v2_x1_0 squeezenet1_1 googlenet inception_v3 efficientnet_b0 "
-    "efficientnet_v2_s regnet_x_400mf regnet_y_400mf convnext_tiny"
-).split()
+    "alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "densenet121",
+    "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "mnasnet1_0", "shufflenet_v2_x1_0", "squeezenet1_1",
+    "googlenet", "inception_v3", "efficientnet_b0", "efficientnet_v2_s", "regnet_x_400mf", "regnet_y_400mf",
+    "convnext_tiny",
+)  # fmt: skip
 TIMM = (
-    "mobilenetv1_100 mobilenetv2_100 mobilenetv3_large_100 mobilenetv4_conv_small efficientnet_lite0 ghostnet_100 "
-    "hrnet_w18_small dla34 cspresnet50 repvgg_a0 resnest14d tinynet_a fbnetc_100 hardcorenas_a mixnet_s rexnet_100 "
-    "nf_resnet50 lcnet_050 edgenext_xx_small"
-).split()
-TRANSFORMERS = ["vit_tiny_patch16_224"]  # to be refused
+    "mobilenetv1_100", "mobilenetv2_100", "mobilenetv3_large_100", "mobilenetv4_conv_small", "efficientnet_lite0",
+    "ghostnet_100", "hrnet_w18_small", "dla34", "cspresnet50", "repvgg_a0", "resnest14d", "tinynet_a", "fbnetc_100",
+    "hardcorenas_a", "mixnet_s", "rexnet_100", "nf_resnet50", "lcnet_050", "edgenext_xx_small",
+)  # fmt: skip
+TRANSFORMERS = ("vit_tiny_patch16_224",)  # to be refused
 
 
 class _Conv(nn.Module):
@@ -106,7 +107,7 @@ class OddBlocks(nn.Module):
         super().__init__()
         self.stem, self.again = _Conv(3, 32, 4), OddBlocks.Block()
         self.body = nn.ModuleList([OddBlocks.Block() for _ in range(5)])
-        self.body[1].down.weight = self.body[2].down.weight
+        self.body.get_submodule("1.down").weight = self.body.get_submodule("2.down").weight
         self.head = nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -276,7 +277,7 @@ def _row(name: str, scale: Scale, **found: Any) -> dict[str, Any]:
 def run_child(name: str) -> list[dict[str, Any]]:
     """The rows of one network, from a process of its own; those it did not come to are failures."""
     command = [sys.executable, str(Path(__file__).resolve()), "--child", name]
-    threads = {key: "1" for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     environment = {**os.environ, **threads, "PYTHONPATH": str(ROOT)}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment, check=False)

@@ -16,6 +16,7 @@ from mobileprune.pruning.cost import Cost, CostModel
 from mobileprune.pruning.couplings import ChannelGroup, find_groups, shared_axes
 from mobileprune.pruning.filters import Kept, WidthAxis, can_shrink, nearest, width_axis
 from mobileprune.pruning.layers import Axis, axes_of, axis_sizes, is_depthwise
+from mobileprune.pruning.plain import find_plain_layers, ordinary_convolution
 from mobileprune.pruning.proof import prove
 from mobileprune.pruning.recipe import shapes_of
 from mobileprune.pruning.resolutions import SMALL_SIDE, Size, candidate_sizes, default_step, working_sizes
@@ -27,7 +28,10 @@ _MOST_WIDTHS = 48  # of a lattice; a network can have hundreds of configurations
 
 @dataclass(frozen=True)
 class Choice:
-    """A realisable point: the scale reached, and what it means for this network."""
+    """A realisable point: the scale reached, and what it means for this network.
+
+    removed: the module paths that go, all ``parts`` of the blocks. kept: channels per group. size: (h, w).
+    """
 
     scale: Scale
     removed: tuple[str, ...]
@@ -79,9 +83,13 @@ class Anatomy:
         if refusal is not None:
             notes.append(f"resolution: {refusal}")
         blocks, remarks = find_blocks(bench, example)
-        notes += remarks or ([] if blocks else ["depth: no residual block whose input and output shapes agree"])
-        groups = _groups(bench, _small(example, sorted(traces)), channel_step, notes)
-        costs = CostModel(bench, groups, [block.name for block in blocks])
+        through: list[str] = []
+        if not blocks and not remarks:
+            blocks, remarks = find_plain_layers(bench, example)
+            through = [ordinary_convolution(bench, block) for block in blocks]
+        notes += remarks or _too_few(blocks)
+        groups = _groups(bench, _small(example, sorted(traces)), channel_step, notes, through)
+        costs = CostModel(bench, groups, [block.parts for block in blocks])
         for size, found in traces.items():
             costs.add_size(size, found)
         return cls(
@@ -143,8 +151,10 @@ class Anatomy:
                 order = removal_order(self.blocks, ranking)
             except ValueError as error:
                 raise UsageError(str(error)) from error
-            order = [*gone, *(name for name in order if name not in gone)]
-            removed = tuple(sorted(order[: len(order) - round(depth * len(order))]))
+            order = [*(name for name in order if name in gone), *(name for name in order if name not in gone)]
+            parts = {block.name: block.parts for block in self.blocks}
+            goes = order[: len(order) - round(depth * len(order))]
+            removed = tuple(sorted(part for name in goes for part in parts[name]))
         reached = Scale(depth, self.widths.values[width], size[0] / self.base_size[0])
         return Choice(reached, removed, self.widths.kept[width], size)
 
@@ -175,10 +185,19 @@ def _small(example: Tensor, sizes: Sequence[Size]) -> Tensor:
     return example if tuple(example.shape[2:]) == (height, width) else example[:, :, :height, :width].contiguous()
 
 
-def _groups(bench: nn.Module, example: Tensor, channel_step: int, notes: list[str]) -> list[ChannelGroup]:
+def _too_few(blocks: Sequence[Block]) -> list[str]:
+    """A note where depth cannot change though nothing else was said of it."""
+    if not blocks:
+        return ["depth: no residual block, and no plain layer on the trunk, whose input and output shapes agree"]
+    return [] if len(blocks) > 1 else [f"depth: {blocks[0].name} is the only removable block, and one always stays"]
+
+
+def _groups(
+    bench: nn.Module, example: Tensor, channel_step: int, notes: list[str], through: Sequence[str]
+) -> list[ChannelGroup]:
     """The proven groups that can shrink; what is left alone goes into ``notes``."""
     try:
-        traced = find_groups(bench, example)
+        traced = find_groups(bench, example, through)
     except Exception as error:  # torch-pruning raises whatever its own code runs into
         notes.append(f"width: torch-pruning cannot trace this network ({type(error).__name__}: {error})")
         return []

@@ -30,12 +30,18 @@ _PASSING = {
 
 @dataclass(frozen=True)
 class Block:
-    """A module that computes input + branch(input), perhaps with an activation after it: ``nn.Identity`` fits."""
+    """A module whose place ``nn.Identity`` can take: it computes input + branch(input), or is a plain layer."""
 
     name: str
     shape: tuple[int, ...]
     """(C, H, W) of its input, which is also that of its output."""
     parameters: int
+    also: tuple[str, ...] = ()
+    """Modules that go with it: the norm and the activation of a bare convolution."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return (self.name, *self.also)
 
 
 def find_blocks(model: nn.Module, example_input: Tensor) -> tuple[list[Block], list[str]]:
@@ -53,14 +59,14 @@ def find_blocks(model: nn.Module, example_input: Tensor) -> tuple[list[Block], l
         id(call.module): call
         for call in tracer.finished
         if call.residual and not call.extra and tracer.count[id(call.module)] == 1
-        if _has_weights(call.module) and _owns(model, names[call.module], call.module)
+        if _has_weights(call.module) and owns(model, names[call.module], call.module)
     }
     innermost = [call for call in found.values() if not any(id(m) in found for m in _below(call.module))]
     blocks = [
         Block(names[call.module], tuple(call.shape[1:]), sum(p.numel() for p in call.module.parameters()))
         for call in sorted(innermost, key=lambda call: call.started)
     ]
-    return _verified(model, blocks, example_input)
+    return verified(model, blocks, example_input)
 
 
 def _below(module: nn.Module) -> Iterator[nn.Module]:
@@ -71,7 +77,7 @@ def _has_weights(module: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.conv._ConvNd | nn.Linear) for m in module.modules())
 
 
-def _owns(model: nn.Module, name: str, block: nn.Module) -> bool:
+def owns(model: nn.Module, name: str, block: nn.Module) -> bool:
     """Neither a module nor a parameter of the block is also found outside of it."""
     within = {id(m) for m in block.modules()} | {id(p) for p in block.parameters()}
     paths = model.named_modules(remove_duplicate=False)
@@ -79,7 +85,7 @@ def _owns(model: nn.Module, name: str, block: nn.Module) -> bool:
     return not any(id(part) in within for m in others for part in (m, *m.parameters(recurse=False)))
 
 
-def _verified(model: nn.Module, blocks: list[Block], example_input: Tensor) -> tuple[list[Block], list[str]]:
+def verified(model: nn.Module, blocks: list[Block], example_input: Tensor) -> tuple[list[Block], list[str]]:
     """Keep the blocks that can really be taken out, tried together and, where that fails, one by one."""
     shapes = [t.shape for t in outputs(model, example_input)]
 
@@ -87,8 +93,9 @@ def _verified(model: nn.Module, blocks: list[Block], example_input: Tensor) -> t
         trial = copy.deepcopy(model)
         called: list[str] = []
         for block in some:
-            trial.get_submodule(block.name).register_forward_hook(lambda *_a, n=block.name: called.append(n))
-        remove_blocks(trial, [block.name for block in some])
+            for part in block.parts:
+                trial.get_submodule(part).register_forward_hook(lambda *_a, n=part: called.append(n))
+            remove_blocks(trial, block.parts)
         try:
             return [t.shape for t in outputs(trial, example_input)] == shapes and not called
         except (RuntimeError, ValueError, AttributeError, TypeError, IndexError):
@@ -102,7 +109,8 @@ def _verified(model: nn.Module, blocks: list[Block], example_input: Tensor) -> t
         if works([*good, block]):
             good.append(block)
         else:
-            notes.append(f"depth: {block.name} adds its input, but the network fails without it; it stays")
+            what = "adds its input" if not block.also else "keeps the shape"
+            notes.append(f"depth: {block.name} {what}, but the network fails without it; it stays")
     return good, notes
 
 
@@ -129,7 +137,7 @@ def rank_blocks(model: nn.Module, blocks: Sequence[Block], loss: Callable[[nn.Mo
     base = loss(model)
     ranking: Ranking = {}
     for block in blocks:
-        with skipped(model, [block.name]):
+        with skipped(model, block.parts):
             increase = float(loss(model)) - float(base)
         ranking[block.name] = increase if math.isfinite(increase) else _INFINITE
     return ranking

@@ -88,7 +88,8 @@ class CostModel:
     a bias or the elements of a tensor.
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[ChannelGroup], blocks: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, groups: Sequence[ChannelGroup], blocks: Sequence[Sequence[str]]) -> None:
+        """blocks: the module paths that go together, per block."""
         self._sizes = axis_sizes(model)
         self._number = {axis: i for i, axis in enumerate(self._sizes)}
         self._one = len(self._sizes)  # the index of a length that is always 1
@@ -98,7 +99,8 @@ class CostModel:
             for axis, members in group.members.items():
                 self._per_channel[self._number[axis], column] = members.shape[1]
         self._counts = np.array([group.count for group in groups], dtype=np.int64)
-        self._blocks = {name: i for i, name in enumerate(blocks)}
+        self._blocks = {path: i for i, paths in enumerate(blocks) for path in paths}
+        self._outside = len(blocks)  # the number that stands for layers in no block
         self._weights = {path: self._weight(path, m) for path, m in model.named_modules() if "in" in axes_of(m)}
         self._kinds = {path: kind_of(model.get_submodule(path)) for path in self._weights}
         self._transposed = {p for p in self._weights if getattr(model.get_submodule(p), "transposed", False)}
@@ -114,9 +116,9 @@ class CostModel:
         return self._lengths - self._per_channel @ (self._counts - np.array(kept, dtype=np.int64))
 
     def cost(self, removed: Sequence[str], kept: Sequence[int], size: tuple[int, int]) -> Cost:
-        """The cost without the blocks ``removed``, at ``kept`` channels per group and input ``size`` (h, w)."""
+        """The cost without the modules ``removed``, at ``kept`` channels per group and input ``size`` (h, w)."""
         lengths = self.lengths(kept)
-        alive = np.ones(len(self._blocks) + 1, dtype=bool)  # the last stands for layers in no block
+        alive = np.ones(self._outside + 1, dtype=bool)
         alive[[self._blocks[name] for name in removed]] = False
         return self._calls[size].cost(lengths, alive, self._params.total(lengths, alive))
 
@@ -124,7 +126,7 @@ class CostModel:
         """Number of the block that holds the module or parameter at ``path``; the last number for none."""
         parts = path.split(".")
         prefixes = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
-        return next((self._blocks[p] for p in prefixes if p in self._blocks), len(self._blocks))
+        return next((self._blocks[p] for p in prefixes if p in self._blocks), self._outside)
 
     def _weight(self, layer: str, module: nn.Module) -> tuple[float, int, int]:
         """(coefficient, axis a, axis b) of the number of weights of a convolution or linear layer."""

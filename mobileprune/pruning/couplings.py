@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,8 +51,10 @@ class ChannelGroup:
         return self.count * self.positions_each
 
 
-def find_groups(model: nn.Module, example_input: Tensor) -> list[ChannelGroup]:
+def find_groups(model: nn.Module, example_input: Tensor, through: Sequence[str] = ()) -> list[ChannelGroup]:
     """Trace ``model`` and return its channel groups, in the order in which the layers that make them appear.
+
+    through: convolutions whose output channel i must stay with input channel i, because the layer may be taken out.
 
     Input channels and the layers that give the model's output are in no group. The couplings are torch-pruning's
     word: ``mobileprune.pruning.proof`` decides which are true. Raises what torch-pruning raises when it cannot trace.
@@ -86,6 +88,8 @@ def find_groups(model: nn.Module, example_input: Tensor) -> list[ChannelGroup]:
     for axis in shared_axes(model):
         table.freeze(axis)
     table.tie_grouped(model)
+    for path in through:
+        table.tie_through(path)
     return table.groups()
 
 
@@ -186,6 +190,10 @@ class _Positions:
             elif isinstance(module, nn.GroupNorm) and axes_of(module):
                 size = module.num_channels
                 self._tie_pairs(Axis(path, "out"), Axis(path, "out"), np.arange(size) % (size // module.num_groups))
+
+    def tie_through(self, path: str) -> None:
+        """Input position i of the layer at ``path`` is tied to its output position i."""
+        self._tie_pairs(Axis(path, "out"), Axis(path, "in"), np.arange(self.sizes[Axis(path, "in")]))
 
     def _tie_pairs(self, axis: Axis, other: Axis, partner: NDArray[np.int64]) -> None:
         nodes = np.arange(self.sizes[axis]) + self.offset[axis]

@@ -101,7 +101,11 @@ def _words(recipe: Recipe, base: nn.Module, layers: tuple[LayerChange, ...], tot
     said = []
     for name in recipe.removed:
         lost = [layer.before for layer in layers if layer.name == name or layer.name.startswith(name + ".")]
-        params = sum(p.numel() for p in base.get_submodule(name).parameters())
+        module = base.get_submodule(name)
+        if not lost:
+            said.append(f"{name} ({type(module).__name__}) was removed with it")
+            continue
+        params = sum(p.numel() for p in module.parameters())
         share = sum(work.macs for work in lost) / max(1, total.macs)
         many = f"{len(lost)} layer{'' if len(lost) == 1 else 's'}"
         said.append(f"{name} was removed: {many}, {params:,} parameters, {share:.1%} of the base's MACs")

@@ -36,6 +36,7 @@ class Evidence:
     measured: Sequence[Point]
     frontier: Sequence[tuple[float, float, float, float, str]]
     limit_name: str
+    origin: str  # of the latencies: "measured" on the device, or "predicted" from its profile
     limit_unit: str
 
 
@@ -50,9 +51,9 @@ def figures(evidence: Evidence) -> list[tuple[str, str, go.Figure]]:
             _frontier(evidence),
         ),
         (
-            "Predicted against measured latency",
-            "Each point is a scale measured on the device in the same rounds as the base; on the line the surrogate "
-            "is exact.",
+            "The latency surrogate against what it was fitted to",
+            f"Each point is a scale that was {evidence.origin}, beside the base in the same rounds where a device was "
+            "there; on the line the surrogate is exact.",
             _latency(evidence),
         ),
         (
@@ -111,9 +112,9 @@ def _latency(evidence: Evidence) -> go.Figure:
         text=[p.label for p in points],
         mode="markers",
         marker={"color": _BLUE, "size": 8},
-        name="measured",
+        name=evidence.origin,
     )
-    return _dressed(figure, "predicted latency (ms)", "measured latency (ms)")
+    return _dressed(figure, "latency by the surrogate (ms)", f"latency, {evidence.origin} (ms)")
 
 
 def _macs(evidence: Evidence) -> go.Figure:
@@ -125,7 +126,7 @@ def _macs(evidence: Evidence) -> go.Figure:
         text=[p.label for p in evidence.measured],
         mode="markers",
         marker={"color": _ORANGE, "size": 8},
-        name="measured",
+        name=evidence.origin,
     )
     return _dressed(figure, "MACs, share of the base", "latency, share of the base")
 

@@ -75,10 +75,10 @@ def _answer(summary: Mapping[str, Any], scale: str) -> str:
     lines = []
     for b in summary["budgets"]:
         verdict = "kept" if b["kept"] else "missed"
-        origin = "measured" if b["quantity"] in ("latency", "size") else "counted"
+        value, limit = shown(b["quantity"], b["value"]), shown(b["quantity"], b["limit"])
         lines.append(
             f"<p>Budget {html.escape(b['budget'])} <strong class={verdict}>{verdict}</strong>: "
-            f"{shown(b['quantity'], b['value'])} {origin}, limit {shown(b['quantity'], b['limit'])}; at {scale}.</p>"
+            f"{value} {b['origin']}, limit {limit}; at {scale}.</p>"
         )
     return "\n".join(lines)
 
@@ -97,11 +97,12 @@ def _comparison(summary: Mapping[str, Any]) -> list[Row]:
     for name in result["files"]:
         files = [side["files"][name] for side in (base, result)]
         add(f"{name}: top-1 of the file, validation", [f"{100 * f['accuracy']:.1f} %" for f in files])
-        times = [f["latency"] for f in files]
-        add(
-            f"{name}: latency, measured (95 % interval)",
-            [f"{t['latency_ms']:.3g} ms ({t['low_ms']:.3g} to {t['high_ms']:.3g})" for t in times],
-        )
+        times = [f["latency"] for f in files if f["latency"]]
+        if times:
+            add(
+                f"{name}: latency, {times[0]['origin']} (95 % interval)",
+                [f"{t['latency_ms']:.3g} ms ({t['low_ms']:.3g} to {t['high_ms']:.3g})" for t in times],
+            )
         add(f"{name}: largest difference from torch", [f"{f['parity_max_abs']:.1e}" for f in files])
         add(f"{name}: file", [shown("size", f["size_bytes"]) for f in files])
     add("MACs, counted", [shown("macs", side["macs"]) for side in (base, result)])

@@ -17,9 +17,9 @@ from mobileprune.search.residual import ResidualGP
 from mobileprune.search.samples import Array, Axes, Samples, collect, points
 
 SAMPLE_NOISE = 0.015  # relative noise of one measured latency where none is given
-_SURFACE = 0.04  # prior relative standard deviation between samples
+_SURFACE = 0.055  # prior relative standard deviation between samples
 _SLOPE = 0.05  # of a slope, per sampled log range of an axis
-_NUGGET = 0.02  # steps of channel and cache sizes that no smooth function follows
+_NUGGET = 0.035  # steps of channel and cache sizes that no smooth function follows
 _PRIOR_COUNT = 4.0
 _PREFERENCE = 0.95
 _MOST_FOLDS = 16

@@ -22,7 +22,8 @@ def bench(ctx: Context) -> None:
     files: dict[str, Path] = {}
     for entry in ctx.run.journal.all("artifact"):
         owner, _, name = entry["key"].rpartition(".")
-        if owner in ("base", key):
+        told = ctx.profile.kind != "predicted" or name == ctx.profile.format  # a profile speaks of one runtime
+        if owner in ("base", key) and told:
             files[f"{'base' if owner == 'base' else 'result'}.{name}"] = ctx.run.path / entry["path"]
     ctx.display.stage("bench", f"{len(files)} files on {ctx.profile.title}, in the same rounds")
     report = measure(ctx, files)

@@ -52,6 +52,11 @@ class Context:
     def profile(self) -> DeviceProfile:
         return load_profile(self.asked["device"])
 
+    @property
+    def timing_format(self) -> str:
+        """The format of throw-away files; a profile without a device reads any, and ONNX is written fastest."""
+        return "onnx" if self.profile.kind == "predicted" else self.profile.format
+
     @cached_property
     def data(self) -> ImageData:
         """The images; MobilepruneError when they are no longer those that the run began with."""

@@ -81,7 +81,7 @@ def _entry(ctx: Context, entry: Entry, measured: Entry | None, name: str) -> man
     artifact = replace(exporters.Artifact.from_dict(entry["artifact"]), path=ctx.run.path / entry["path"])
     accuracy = manifest.Accuracy(entry["accuracy"], entry["images"], "validation")
     latency = None
-    if measured is not None:
-        found = measured["report"]["measurements"][name]
-        latency = manifest.Latency(found["latency_ms"], found["low_ms"], found["high_ms"], ctx.profile.title)
+    if measured is not None and (found := measured["report"]["measurements"].get(name)):
+        interval = (found["latency_ms"], found["low_ms"], found["high_ms"])
+        latency = manifest.Latency(*interval, ctx.profile.title, found["origin"])
     return manifest.Entry(artifact, verify.Parity.from_dict(entry["parity"]), accuracy, latency)

@@ -67,7 +67,7 @@ def _exported(ctx: Context, scales: Iterable[Scale]) -> dict[Scale, Path]:
     paths: dict[Scale, Path] = {}
     with ctx.display.work("exporting", f"exporting {len(scales)} networks", len(scales)) as advance:
         for done, scale in enumerate(scales):
-            path = folder / f"{scale_key(scale)}.{ctx.profile.format}"
+            path = folder / f"{scale_key(scale)}.{ctx.timing_format}"
             if not path.exists():
                 model, size = shaped(ctx, scale)
                 export_for_timing(ctx, model, size, path)
@@ -87,13 +87,17 @@ def shaped(ctx: Context, scale: Scale) -> tuple[nn.Module, int]:
 def export_for_timing(ctx: Context, model: nn.Module, size: int, path: Path) -> None:
     """A file that takes the time of the final artifact; it is not verified and not kept."""
     spec = exporters.InputSpec(3, size, size, ctx.view.mean, ctx.view.std)
-    exporters.export(model, spec, path, format=ctx.profile.format, simplify=False)
+    exporters.export(model, spec, path, format=ctx.timing_format, simplify=False)
 
 
 def measure(ctx: Context, files: Mapping[str, Path]) -> Report:
     """Time the files on the run's device, interleaved."""
     device = open_device(ctx.profile)
-    with ctx.display.work("measuring", f"measuring {len(files)} files on {ctx.profile.name}", 1) as advance:
+    with ctx.display.work(
+        "measuring",
+        f"{'predicting' if ctx.profile.kind == 'predicted' else 'measuring'} {len(files)} files on {ctx.profile.name}",
+        1,
+    ) as advance:
         report = benchmark(
             device,
             files,

@@ -105,8 +105,9 @@ def latency_samples(run: Run) -> list[LatencySample]:
     samples = []
     for entry in run.journal.all("latency"):
         found, base = entry["measurement"], entry["base_ms"]
-        # A 95 % interval is about four standard errors wide.
-        std = (found["high_ms"] - found["low_ms"]) / 4 / base
+        # A 95 % interval is about four standard errors wide. A prediction repeats itself exactly: its error is a
+        # common one of the profile, which is kept off the budget as a margin.
+        std = (found["high_ms"] - found["low_ms"]) / 4 / base if found["origin"] == "measured" else 0.0
         samples.append(LatencySample(scale_of(entry), found["latency_ms"] / base, std, entry["size_bytes"]))
     if not samples:
         raise MobilepruneError(f"{run.path} has no profile yet; run `mobileprune profile {run.path}` first")

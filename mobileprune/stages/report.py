@@ -45,6 +45,7 @@ def evidence(run: Run) -> Evidence:
         measured=[_point(problem, scale_of(e), "") for e in run.journal.all("latency")],
         frontier=[(p.limit, p.accuracy.mean, p.accuracy.low, p.accuracy.high, str(p.scale)) for p in solution.frontier],
         limit_name=first.name,
+        origin="predicted" if problem.predicted else "measured",
         limit_unit=first.unit,
     )
 

@@ -63,7 +63,7 @@ def _accept(ctx: Context, budgets: Sequence[Budget], solution: Solution) -> None
 def _measure_candidate(ctx: Context, scale: Scale, budgets: Sequence[Budget]) -> None:
     """Time ``scale`` and the base in the same rounds; the sample goes to the journal."""
     folder = ctx.folder("profile")
-    files = {scale_key(s): folder / f"{scale_key(s)}.{ctx.profile.format}" for s in (BASE, scale)}
+    files = {scale_key(s): folder / f"{scale_key(s)}.{ctx.timing_format}" for s in (BASE, scale)}
     for which, path in zip((BASE, scale), files.values(), strict=True):
         model, size = shaped(ctx, which)
         export_for_timing(ctx, model, size, path)
@@ -72,9 +72,9 @@ def _measure_candidate(ctx: Context, scale: Scale, budgets: Sequence[Budget]) ->
     for path in files.values():
         path.unlink()
     problem = Problem(ctx.run, tuple(budgets))
-    found = measured[scale_key(scale)].latency_ms
+    found = measured[scale_key(scale)]
     verdict = "misses the budget" if problem.missed(scale) else "keeps the budget"
-    ctx.display.say(f"{scale} measured: {shown('latency', found)}, {verdict}")
+    ctx.display.say(f"{scale} {found.origin}: {shown('latency', found.latency_ms)}, {verdict}")
 
 
 def kept(run: Run) -> bool:

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from device_profiles.profile import load_profile
 from mobileprune.budget import Budget, budgets_key, parse_budgets, shown
 from mobileprune.errors import MobilepruneError, UsageError
 from mobileprune.run import Run
@@ -21,6 +22,7 @@ from mobileprune.stages.records import Costs, base_latency_ms, latency_samples, 
 
 _CONFIDENCE = 0.8  # that a budget is kept, by the prediction; the closed loop then measures
 _INITIAL_PROBES = 6
+_PREDICTED_MARGIN = 0.1  # share of a latency budget that is left free where no device can be measured
 _MEGA = 1e6
 
 
@@ -109,9 +111,15 @@ class Problem:
         """The limit as a share of what the base takes."""
         return constraint.limit / float(constraint.predict([BASE])[0][0])
 
+    @cached_property
+    def predicted(self) -> bool:
+        """Whether latencies come from a profile and not from a device."""
+        return load_profile(self.run.asked["device"]).kind == "predicted"
+
     def limit(self, budget: Budget) -> float:
-        """The budget in ms, MACs, parameters or bytes."""
-        return budget.limit(self.base_ms)
+        """What the solver may use of the budget, in ms, MACs, parameters or bytes: less a margin where predicted."""
+        margin = _PREDICTED_MARGIN if self.predicted and budget.quantity == "latency" else 0.0
+        return budget.limit(self.base_ms) / (1 + margin)
 
     @cached_property
     def _size_by_params(self) -> tuple[float, float]:
@@ -141,8 +149,9 @@ class Problem:
                 return True
             if budget.quantity == "latency":
                 # As a share of the base in the same rounds for a relative budget, as measured for an absolute one.
-                low = entry["measurement"]["low_ms"]
-                if low > budget.limit(entry["base_ms"]):
+                margin = self.limit(budget) / budget.limit(self.base_ms)
+                least = entry["measurement"]["latency_ms" if self.predicted else "low_ms"]
+                if least > margin * budget.limit(entry["base_ms"]):
                     return True
         return False
 
@@ -173,7 +182,8 @@ def check_reachable(run: Run, budgets: Sequence[Budget]) -> None:
     problem = Problem(run, tuple(budgets))
     if all(problem.value(b, BASE) <= problem.limit(b) for b in budgets):
         raise UsageError(_nothing_to_do(problem))
-    solve_problem(_Indifferent(), problem.constraints, problem.costs.lattice, frontier=0, continuous=False)
+    nothing = _Indifferent()
+    solve_problem(nothing, problem.constraints, problem.costs.lattice, _CONFIDENCE, frontier=0, continuous=False)
 
 
 class _Indifferent:

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mobileprune.budget import shown
+from mobileprune.budget import Budget, shown
 from mobileprune.errors import MobilepruneError
 from mobileprune.run import Entry, Run
 from mobileprune.scale import BASE, Scale
@@ -53,12 +53,19 @@ def _budgets(run: Run, scale: Scale) -> list[dict[str, Any]]:
         {
             "budget": budget.text,
             "quantity": budget.quantity,
-            "limit": problem.limit(budget),
+            "limit": budget.limit(problem.base_ms),
             "value": problem.value(budget, scale),
             "kept": not Problem(run, (budget,)).missed(scale),
+            "origin": _origin(problem, budget),
         }
         for budget in problem.budgets
     ]
+
+
+def _origin(problem: Problem, budget: Budget) -> str:
+    if budget.quantity not in ("latency", "size"):
+        return "counted"
+    return "predicted" if problem.predicted and budget.quantity == "latency" else "measured"
 
 
 def _side(run: Run, scale: Scale, owner: str, score: Entry, report: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +80,7 @@ def _side(run: Run, scale: Scale, owner: str, score: Entry, report: Mapping[str,
             "size_bytes": entry["artifact"]["size_bytes"],
             "accuracy": entry["accuracy"],
             "parity_max_abs": entry["parity"]["max_abs"],
-            "latency": report["measurements"][f"{'base' if owner == 'base' else 'result'}.{name}"],
+            "latency": report["measurements"].get(f"{'base' if owner == 'base' else 'result'}.{name}"),
         }
     return {
         "accuracy": {"validation": score["validation"], "test": score["test"]},
@@ -97,13 +104,13 @@ def tables(summary: Summary) -> list[RenderableType]:
             table.add_row(f"accuracy, {split} (torch)", *map(_score, scores), f"{change:+.1f} points")
     for name in result["files"]:
         pair = [side["files"][name] for side in (base, result)]
-        latencies = [file["latency"] for file in pair]
-        ratio = latencies[0]["latency_ms"] / latencies[1]["latency_ms"]
         table.add_section()
         table.add_row(
             f"{name}: accuracy, validation", *(f"{100 * f['accuracy']:.1f} %" for f in pair), "in its runtime"
         )
-        table.add_row(f"{name}: latency, measured", *map(_latency, latencies), f"{ratio:.2f}x faster")
+        if (before := pair[0]["latency"]) and (after := pair[1]["latency"]):
+            ratio = f"{before['latency_ms'] / after['latency_ms']:.2f}x faster"
+            table.add_row(f"{name}: latency, {after['origin']}", _latency(before), _latency(after), ratio)
         table.add_row(f"{name}: file", *(shown("size", f["size_bytes"]) for f in pair), "")
     table.add_section()
     for label, field, quantity in (
@@ -122,9 +129,8 @@ def _title(summary: Summary) -> str:
     words = []
     for b in summary["budgets"]:
         verdict = "kept" if b["kept"] else "missed"
-        words.append(
-            f"budget {b['budget']} {verdict}: {shown(b['quantity'], b['value'])} of {shown(b['quantity'], b['limit'])}"
-        )
+        value, limit = shown(b["quantity"], b["value"]), shown(b["quantity"], b["limit"])
+        words.append(f"budget {b['budget']} {verdict}: {value} {b['origin']} of {limit}")
     return "\n".join(words)
 
 

@@ -171,10 +171,10 @@ def test_every_row_of_a_shipped_phone_lies_within_its_guaranteed_error(tools: An
     for plan in plans:
         models = {model.threads: model for model in load_profile(plan.name).latency}
         for row in rows:
-            if (row.device, row.backend) == (plan.device, plan.backend) and row.family not in plan.without:
-                if row.threads in models:
-                    one = predict(works[row.network], models[row.threads])
-                    # Published whole milliseconds may lie half of one beside what was measured.
-                    assert one.low_ms - 0.5 <= row.latency_ms <= one.high_ms + 0.5, (plan.name, row)
-                    seen += 1
+            fitted = (row.device, row.backend) == (plan.device, plan.backend) and row.family not in plan.without
+            if fitted and row.threads in models:
+                one = predict(works[row.network], models[row.threads])
+                # Published whole milliseconds may lie half of one beside what was measured.
+                assert one.low_ms - 0.5 <= row.latency_ms <= one.high_ms + 0.5, (plan.name, row)
+                seen += 1
     assert seen > 100

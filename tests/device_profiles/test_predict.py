@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from device_profiles.errors import DeviceError
 from device_profiles.latency_model import LatencyModel
 from device_profiles.operators import KindWork, Work, count
-from device_profiles.predict import predict
+from device_profiles.predict import calibrate, predict
 
 Save = Callable[..., Path]
 node = helper.make_node
@@ -153,3 +153,50 @@ def test_a_real_file_with_int8_weights_needs_a_phone(save_onnx: Save) -> None:
     assert helper.np_dtype_to_tensor_dtype(np.dtype(np.int8)) == TensorProto.INT8
     with pytest.raises(DeviceError, match="not all float32"):
         predict(count(path), MODEL)
+
+
+def test_covers_is_what_predict_takes() -> None:
+    for macs, inputs in ((999, 100), (1000, 99), (1000, 100), (10**9, 10**6), (10**9 + 1, 100)):
+        work = work_of({"conv1x1": convolution(macs=macs)}, inputs=inputs)
+        if MODEL.covers(macs, inputs):
+            predict(work, MODEL)
+        else:
+            with pytest.raises(DeviceError, match="lie outside"):
+                predict(work, MODEL)
+
+
+@given(st.floats(0.2, 5.0))
+def test_a_phone_that_is_faster_by_one_factor_is_calibrated_exactly(factor: float) -> None:
+    works = [work_of({"conv1x1": convolution(macs=macs)}) for macs in (10**6, 10**8, 10**7)]
+    anchors = [(work, factor * predict(work, MODEL).latency_ms) for work in works[:2]]
+    calibrated = calibrate(MODEL, anchors, "LiteRT on my phone")
+    assert calibrated.runtime == "LiteRT on my phone"
+    expected = factor * predict(works[2], MODEL).latency_ms
+    assert predict(works[2], calibrated).latency_ms == pytest.approx(expected, rel=1e-9)
+    assert (calibrated.typical_error, calibrated.guaranteed_error) == pytest.approx((0.04, 0.25), abs=1e-9)
+
+
+def test_anchors_that_disagree_widen_the_stated_errors() -> None:
+    works = [work_of({"conv1x1": convolution(macs=macs)}) for macs in (10**6, 10**8)]
+    anchors = [(work, by * predict(work, MODEL).latency_ms) for work, by in zip(works, (1.0, 4.0), strict=True)]
+    with pytest.raises(DeviceError, match="do not fit the profile at all"):
+        calibrate(MODEL, anchors, "r")
+    anchors = [(work, by * predict(work, MODEL).latency_ms) for work, by in zip(works, (1.0, 2.25), strict=True)]
+    calibrated = calibrate(MODEL, anchors, "r")
+    assert calibrated.guaranteed_error == pytest.approx(0.5)
+    assert calibrated.typical_error == pytest.approx((0.5 + 1 / 3) / 2)
+
+
+def test_a_latency_that_is_none_does_not_calibrate() -> None:
+    works = [work_of({"conv1x1": convolution(macs=macs)}) for macs in (10**6, 10**8)]
+    for ms in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(DeviceError, match="not above 0 ms"):
+            calibrate(MODEL, [(works[0], 1.0), (works[1], ms)], "r")
+
+
+def test_one_anchor_or_two_alike_do_not_calibrate() -> None:
+    work = work_of({"conv1x1": convolution(macs=10**7)})
+    near = work_of({"conv1x1": convolution(macs=14 * 10**6)})
+    for anchors in ([], [(work, 1.0)], [(work, 1.0), (near, 1.4)]):
+        with pytest.raises(DeviceError, match="two measured networks or more"):
+            calibrate(MODEL, anchors, "r")
