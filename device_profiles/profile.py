@@ -60,6 +60,10 @@ class DeviceProfile:
             )
         self._check_latency()
 
+    def covers(self, macs: int, input_elements: int) -> bool:
+        """Whether the latency of a network of that size can be had: always on a device, else within what was fitted."""
+        return all(model.covers(macs, input_elements) for model in self.latency if model.threads == self.threads)
+
     def _check_latency(self) -> None:
         if self.kind != "predicted":
             if self.latency:

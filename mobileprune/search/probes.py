@@ -36,7 +36,7 @@ def initial_probes(lattice: Lattice, n: int, cost: Cost | None = None, budget: f
     """Up to ``n`` distinct scales of ``lattice`` to probe first, ancestors before descendants, without the base.
 
     With ``cost`` (predicted, any unit) and ``budget`` (a share of the base's cost) the probes lie around the scales
-    that just keep the budget: all axes together, each alone, pairs, then deeper and shallower. Without a budget they
+    that just keep the budget: all axes together, each alone, deeper and shallower, then pairs. Without a budget they
     are the corners and middles of the lattice. A lattice of fewer scales gives all of them.
     """
     low = _corner(lattice, cost, budget)
@@ -92,16 +92,18 @@ Design = list[tuple[Array, float]]
 
 
 def _around(active: Sequence[int]) -> Design:
-    """Directions (weights per active axis) and powers of the budget, the most telling first."""
+    """Directions (weights per active axis) and powers of the budget, the most telling first.
+
+    All axes together are probed before, at and beyond the budget, so that each of the three starts from the last one's
+    weights: the iterative pruning of arXiv 2010.04879.
+    """
     m = len(active)
     unit, ones = np.eye(m), np.ones(m)
     pairs = [unit[i] + unit[j] for i, j in ((0, 2), (0, 1), (1, 2))] if m > 2 else []
     tilted = [ones + _TILT * (2.0 * u - 1.0) for u in unit] if m > 1 else []
     out: Design = [(ones, 1.0), *((u, _BEYOND) for u in unit)]
-    out += [(p, _BEYOND) for p in pairs[:2]]
-    out += [(ones, _DEEP)]
-    out += [(p, _BEYOND) for p in pairs[2:]]
-    out += [(ones, _HALF), *((t, 1.0) for t in tilted)]
+    out += [(ones, _DEEP), (ones, _HALF)]
+    out += [*((p, _BEYOND) for p in pairs), *((t, 1.0) for t in tilted)]
     return out if m else []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from torch import nn
 import exporters
 from device_profiles.benchmark import Measurement, Report, benchmark
 from device_profiles.devices import open_device
+from mobileprune.errors import UsageError
 from mobileprune.pruning.prune import prune
 from mobileprune.run import write_json
-from mobileprune.scale import BASE, Lattice, Scale
+from mobileprune.scale import BASE, Scale
 from mobileprune.stages.context import Context
-from mobileprune.stages.records import Costs, scale_key
+from mobileprune.stages.records import CostLike, Costs, scale_key
 from mobileprune.stages.train import train_base
 
 
@@ -25,12 +26,9 @@ def profile(ctx: Context) -> None:
     train_base(ctx)
     lattice_file = ctx.run.path / "profile" / "lattice.json"
     if not lattice_file.exists():
-        lattice = ctx.anatomy.lattice()
-        write_json(lattice_file, Costs.of(lattice, lambda s: ctx.anatomy.cost(s, ctx.ranking)).to_dict())
-        for note in ctx.anatomy.notes:
-            ctx.run.journal.append("note", note)
+        write_json(lattice_file, _count(ctx).to_dict())
     costs = Costs.read(lattice_file)
-    scales = spread(costs.lattice, int(ctx.asked["profile_scales"]))
+    scales = spread(costs.candidates, int(ctx.asked["profile_scales"]))
     waiting = [s for s in scales if ctx.run.journal.get("latency", scale_key(s)) is None]
     if not waiting:
         return
@@ -42,10 +40,33 @@ def profile(ctx: Context) -> None:
         path.unlink()
 
 
-def spread(lattice: Lattice, count: int) -> list[Scale]:
-    """``count`` scales that cover the lattice: the base, then each time the one farthest (in logs) from all so far."""
-    points = list(lattice)
-    spans = [max(-math.log(axis[0]), 1e-9) for axis in (lattice.depths, lattice.widths, lattice.resolutions)]
+def _count(ctx: Context) -> Costs:
+    """Count every realisable scale; what cannot be pruned or timed is noted in the journal."""
+
+    def covered(scale: Scale, cost: CostLike) -> bool:
+        side = round(scale.resolution * ctx.data.size)
+        return ctx.profile.covers(cost.macs, 3 * side * side)
+
+    costs = Costs.of(ctx.anatomy.lattice(), lambda s: ctx.anatomy.cost(s, ctx.ranking), covered)
+    notes = list(ctx.anatomy.notes)
+    if not costs[BASE]["covered"]:
+        raise UsageError(
+            f"{ctx.profile.title} cannot tell the latency of {ctx.source.name} at {ctx.data.size} px: it is outside of "
+            "the sizes that the profile was fitted to; use another --image-size, profile or a connected device"
+        )
+    if left := len(costs.lattice) - len(costs.candidates):
+        notes.append(
+            f"{left} of {len(costs.lattice)} scales left out: smaller than what {ctx.profile.name} was fitted to"
+        )
+    for note in notes:
+        ctx.run.journal.append("note", note)
+    return costs
+
+
+def spread(points: Sequence[Scale], count: int) -> list[Scale]:
+    """``count`` of the scales that cover them: the base, then each time the one farthest (in logs) from all so far."""
+    smallest = [min(axis) for axis in zip(*(p.as_tuple() for p in points), strict=True)]
+    spans = [max(-math.log(value), 1e-9) for value in smallest]
 
     def place(scale: Scale) -> tuple[float, ...]:
         return tuple(math.log(v) / span for v, span in zip(scale.as_tuple(), spans, strict=True))

@@ -39,8 +39,10 @@ class Costs:
     table: Mapping[str, Mapping[str, Any]]
 
     @classmethod
-    def of(cls, lattice: Lattice, cost: Callable[[Scale], CostLike]) -> Costs:
-        """Count every scale of the lattice."""
+    def of(
+        cls, lattice: Lattice, cost: Callable[[Scale], CostLike], covered: Callable[[Scale, CostLike], bool]
+    ) -> Costs:
+        """Count every scale of the lattice; ``covered`` says whether the device can tell its latency."""
         table = {}
         for scale in lattice:
             c = cost(scale)
@@ -49,6 +51,7 @@ class Costs:
                 "macs": c.macs,
                 "params": c.params,
                 "memory": c.peak_activation_bytes,
+                "covered": covered(scale, c),
                 "features": features,
             }
         return cls(lattice, table)
@@ -70,6 +73,11 @@ class Costs:
 
     def __getitem__(self, scale: Scale) -> Mapping[str, Any]:
         return self.table[scale_key(scale)]
+
+    @property
+    def candidates(self) -> list[Scale]:
+        """The scales whose latency can be had on the run's device, ascending."""
+        return [scale for scale in self.lattice if self[scale]["covered"]]
 
     def features(self, scale: Scale) -> Mapping[str, float]:
         features: Mapping[str, float] = self[scale]["features"]

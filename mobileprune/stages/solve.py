@@ -12,7 +12,7 @@ from device_profiles.profile import load_profile
 from mobileprune.budget import Budget, budgets_key, parse_budgets, shown
 from mobileprune.errors import MobilepruneError, UsageError
 from mobileprune.run import Run
-from mobileprune.scale import BASE, Scale
+from mobileprune.scale import BASE, Lattice, Scale
 from mobileprune.search.accuracy import AccuracySurrogate, fit_accuracy
 from mobileprune.search.latency import LatencySurrogate, fit_latency
 from mobileprune.search.probes import initial_probes, next_probe
@@ -165,7 +165,7 @@ def solve_run(
     Raises UsageError where none can, naming the smallest reachable, and where the base already keeps them.
     """
     problem = Problem(run, tuple(budgets), surrogate)
-    candidates = [s for s in problem.costs.lattice if not problem.missed(s)]
+    candidates = [s for s in problem.costs.candidates if not problem.missed(s)]
     solution = solve_problem(problem.accuracy, problem.constraints, candidates, confidence=confidence or _CONFIDENCE)
     if solution.base_suffices:
         raise UsageError(_nothing_to_do(problem))
@@ -183,7 +183,7 @@ def check_reachable(run: Run, budgets: Sequence[Budget]) -> None:
     if all(problem.value(b, BASE) <= problem.limit(b) for b in budgets):
         raise UsageError(_nothing_to_do(problem))
     nothing = _Indifferent()
-    solve_problem(nothing, problem.constraints, problem.costs.lattice, _CONFIDENCE, frontier=0, continuous=False)
+    solve_problem(nothing, problem.constraints, problem.costs.candidates, _CONFIDENCE, frontier=0, continuous=False)
 
 
 class _Indifferent:
@@ -204,7 +204,7 @@ def plan_probe(run: Run, budgets: Sequence[Budget], limit: int) -> Scale | None:
         return None
     tightest = min(problem.constraints, key=problem.share)
     first = initial_probes(
-        problem.costs.lattice,
+        _box(problem.costs.candidates),
         min(limit, _INITIAL_PROBES),
         cost=lambda scales: tightest.predict(scales)[0],
         budget=problem.share(tightest),
@@ -212,7 +212,15 @@ def plan_probe(run: Run, budgets: Sequence[Budget], limit: int) -> Scale | None:
     waiting = [scale for scale in first if scale not in done]
     if waiting:
         return waiting[0]
-    return next_probe(problem.accuracy, problem.constraints, problem.costs.lattice, done, _CONFIDENCE)
+    return next_probe(problem.accuracy, problem.constraints, problem.costs.candidates, done, _CONFIDENCE)
+
+
+def _box(scales: Sequence[Scale]) -> Lattice:
+    """The smallest lattice that holds ``scales``."""
+    depths, widths, resolutions = (
+        tuple(sorted(set(axis))) for axis in zip(*(s.as_tuple() for s in scales), strict=True)
+    )
+    return Lattice(depths, widths, resolutions)
 
 
 def describe_solution(run: Run, solution: Solution, budgets: Sequence[Budget]) -> list[str]:

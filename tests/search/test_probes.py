@@ -44,14 +44,19 @@ def test_probes_lie_around_the_budget_and_ancestors_come_first(budget: float, n:
     assert near.sum() >= (min(n, 3) if budget > 0.45 else 1)  # below that, cutting the depth alone does not reach it
 
 
-def test_the_first_probes_see_every_axis_alone_and_together() -> None:
+def test_the_first_probes_see_every_axis_alone_and_together_in_a_chain() -> None:
     probes = initial_probes(LATTICE, 6, cost, 0.5)
     cut = [tuple(v < 1.0 for v in p.as_tuple()) for p in probes]
     for axis in range(3):
         alone = tuple(i == axis for i in range(3))
         assert alone in cut
-    assert (True, True, True) in cut
-    assert sum(sum(c) == 2 for c in cut) == 2
+    together = [p for p, c in zip(probes, cut, strict=True) if all(c)]
+    assert len(together) == 3
+    for parent, child in itertools.pairwise(together):
+        assert parent_of(child, probes[: probes.index(child)]) == parent
+    assert {sum(c) for c in (tuple(v < 1.0 for v in p.as_tuple()) for p in initial_probes(LATTICE, 9, cost, 0.5))} >= {
+        2
+    }
 
 
 def test_without_a_budget_the_corners_are_probed() -> None:
