@@ -11,15 +11,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mobileprune.errors import MobilepruneError, UsageError
+from mobileprune.pruning.attention import refuse_transformer
 from mobileprune.pruning.blocks import Block, find_blocks, removal_order
-from mobileprune.pruning.cost import Cost, CostModel
+from mobileprune.pruning.cost import Cost, CostModel, Trace
 from mobileprune.pruning.couplings import ChannelGroup, find_groups, shared_axes
 from mobileprune.pruning.filters import Kept, WidthAxis, can_shrink, nearest, width_axis
 from mobileprune.pruning.layers import Axis, axes_of, axis_sizes, is_depthwise
 from mobileprune.pruning.plain import find_plain_layers, ordinary_convolution
-from mobileprune.pruning.proof import prove
+from mobileprune.pruning.proof import prove, uncalled
 from mobileprune.pruning.recipe import shapes_of
-from mobileprune.pruning.resolutions import SMALL_SIDE, Size, candidate_sizes, default_step, working_sizes
+from mobileprune.pruning.resolutions import (
+    SMALL_SIDE,
+    Size,
+    candidate_sizes,
+    default_step,
+    training_sizes,
+    working_sizes,
+)
 from mobileprune.scale import Lattice, Scale
 
 SMALLEST_RESOLUTION = 0.25  # sizes below this share of the base's side are never tried
@@ -65,7 +73,8 @@ class Anatomy:
         """Analyse ``model``, which is left as it is, at the size of ``example_input`` (N, C, H, W).
 
         channel_step: channel counts become multiples of it. resolution_step: the same for the input's side in
-        pixels (default: 4 up to 64 px, 16 above). Raises UsageError where the model does not take the input.
+        pixels (default: 4 up to 64 px, 16 above). Raises UsageError where the model does not take the input, or is a
+        transformer.
         """
         if example_input.dim() != 4:
             raise UsageError(f"the example input has shape {tuple(example_input.shape)}: give a batch (N, C, H, W)")
@@ -73,15 +82,9 @@ class Anatomy:
             raise UsageError(f"channel step {channel_step} and resolution step {resolution_step} must be at least 1")
         bench = copy.deepcopy(model).eval()
         example = example_input[:1].detach()
-        base = (int(example.shape[2]), int(example.shape[3]))
-        step = resolution_step or default_step(base)
+        step = resolution_step or default_step((int(example.shape[2]), int(example.shape[3])))
         notes: list[str] = []
-        try:
-            traces, refusal = working_sizes(bench, example, candidate_sizes(base, step, SMALLEST_RESOLUTION))
-        except Exception as error:
-            raise UsageError(f"the model fails on an input {tuple(example.shape)}: {error}") from error
-        if refusal is not None:
-            notes.append(f"resolution: {refusal}")
+        traces = _traces(bench, example, step, notes)
         blocks, remarks = find_blocks(bench, example)
         through: list[str] = []
         if not blocks and not remarks:
@@ -177,6 +180,22 @@ class Anatomy:
                     f"{dimension} {asked:g} was asked and this network cannot be pruned in {dimension} "
                     f"({'; '.join(reasons)}): ask for {dimension} 1"
                 )
+
+
+def _traces(bench: nn.Module, example: Tensor, step: int, notes: list[str]) -> dict[Size, Trace]:
+    """What the network does at each size it takes; sizes it does not take go into ``notes``."""
+    base = (int(example.shape[2]), int(example.shape[3]))
+    try:
+        traces, refusal = working_sizes(bench, example, candidate_sizes(base, step, SMALLEST_RESOLUTION))
+    except Exception as error:
+        raise UsageError(f"the model fails on an input {tuple(example.shape)}: {error}") from error
+    refuse_transformer(bench, example)
+    refusals = [refusal]
+    if uncalled(bench, example):
+        traces, refusal = training_sizes(bench, example, traces)
+        refusals.append(refusal)
+    notes += [f"resolution: {refusal}" for refusal in refusals if refusal is not None]
+    return traces
 
 
 def _small(example: Tensor, sizes: Sequence[Size]) -> Tensor:

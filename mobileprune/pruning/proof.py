@@ -60,7 +60,7 @@ class _Bench:
         self.sizes = axis_sizes(self.model)
         self.inputs = self.inputs[:2]
         self.dense = outputs(self.model, self.inputs)
-        self.rarely = _uncalled(self.model, self.inputs) and self._trains(self.model)
+        self.rarely = uncalled(self.model, self.inputs) and self._trains(self.model)
         self.scale = max((float(t.abs().max()) for t in self.dense), default=0.0)
 
     def refute(self, groups: Sequence[ChannelGroup]) -> str | None:
@@ -104,7 +104,7 @@ class _Bench:
         return None
 
 
-def _uncalled(model: nn.Module, inputs: Tensor) -> bool:
+def uncalled(model: nn.Module, inputs: Tensor) -> bool:
     """Whether some layer does not run in eval mode, such as an auxiliary head."""
     called: set[nn.Module] = set()
     layers = [module for module in model.modules() if axes_of(module)]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor, nn
 
 from mobileprune.pruning.cost import Trace, trace
+from mobileprune.pruning.layers import outputs
 
 SMALL_SIDE = 64  # inputs up to this side move in small steps
 SMALL_STEP, LARGE_STEP = 4, 16
@@ -55,3 +60,32 @@ def working_sizes(model: nn.Module, example_input: Tensor, sizes: list[Size]) ->
     first = max(refused)
     listed = ", ".join(f"{h}x{w}" for h, w in sorted(refused))
     return traces, f"not at {listed}: at {first[0]}x{first[1]} {refused[first]}"
+
+
+def training_sizes(
+    model: nn.Module, example_input: Tensor, traces: Mapping[Size, Trace]
+) -> tuple[dict[Size, Trace], str | None]:
+    """Those of the sizes at which ``model`` also runs in training mode, and why not the others; the base size stays.
+
+    For networks with layers that only run in training, such as an auxiliary head: they fit fewer sizes.
+    """
+    kept: dict[Size, Trace] = {}
+    refused: dict[Size, str] = {}
+    for size, found in traces.items():
+        try:
+            with torch.random.fork_rng(devices=[]):  # dropout draws from the global state
+                outputs(copy.deepcopy(model).train(), example_input.new_ones((2, example_input.shape[1], *size)) * 0.1)
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            refused[size] = lines[0][:150]
+            if not kept:
+                kept[size] = found  # the base, which the caller chose
+                break
+            continue
+        kept[size] = found
+    if not refused:
+        return kept, None
+    first = max(refused)
+    listed = ", ".join(f"{h}x{w}" for h, w in sorted(set(traces) - set(kept)))
+    where = f"not at {listed}: in training" if first not in kept else f"only {first[0]}x{first[1]}: in training"
+    return kept, f"{where} it fails ({refused[first]})"

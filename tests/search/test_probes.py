@@ -1,5 +1,6 @@
 """The probe plan: where it starts, which probe comes next, and from whose weights."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,9 +55,8 @@ def test_the_first_probes_see_every_axis_alone_and_together_in_a_chain() -> None
     assert len(together) == 3
     for parent, child in itertools.pairwise(together):
         assert parent_of(child, probes[: probes.index(child)]) == parent
-    assert {sum(c) for c in (tuple(v < 1.0 for v in p.as_tuple()) for p in initial_probes(LATTICE, 9, cost, 0.5))} >= {
-        2
-    }
+    more = initial_probes(LATTICE, 9, cost, 0.5)
+    assert any(sum(v < 1.0 for v in p.as_tuple()) == 2 for p in more)
 
 
 def test_without_a_budget_the_corners_are_probed() -> None:

@@ -1,0 +1,42 @@
+"""Transformers are recognised, to be refused in words: what this package cuts are convolutional networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mobileprune.errors import UsageError
+from mobileprune.pruning.layers import outputs
+
+
+class _Operations(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        self.count[name] = self.count.get(name, 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
+def refuse_transformer(model: nn.Module, example_input: Tensor) -> None:
+    """Raise UsageError where ``model`` computes more attentions than convolutions; a hybrid with few of them passes.
+
+    An attention is one fused operation, or two products of batches of matrices (scores, and values weighted by them).
+    """
+    operations = _Operations()
+    with operations:
+        outputs(model, example_input)
+    fused = sum(n for name, n in operations.count.items() if "attention" in name)
+    attentions = fused + (operations.count.get("bmm", 0) + operations.count.get("baddbmm", 0)) // 2
+    convolutions = operations.count.get("convolution", 0) + operations.count.get("_convolution", 0)
+    if attentions > convolutions:
+        raise UsageError(
+            f"this network is a transformer ({attentions} attentions, {convolutions} convolutions) and only "
+            "convolutional networks can be pruned: choose a CNN such as timm:mobilenetv3_large_100"
+        )
