@@ -71,14 +71,14 @@ class Explanation:
         return _plain(document)
 
     def lines(self) -> list[str]:
-        """Plain text, one row per line, no line longer than what it lists."""
+        """Plain text, one row per line; of the unchanged layers the first eight (``to_dict`` has all)."""
         height, width = self.input_size
         return [
-            f"base: {self.macs / 1e6:,.1f} MMACs, {self.params:,} parameters at {height}x{width}",
+            f"base: {self.macs / 1e6:,.2f} MMACs, {self.params:,} parameters at {height}x{width}",
             *self._depth_lines(),
             *self._width_lines(),
             *self._resolution_lines(),
-            f"smallest scale: {self.smallest}: {self.smallest_macs / 1e6:,.1f} MMACs "
+            f"smallest scale: {self.smallest}: {self.smallest_macs / 1e6:,.2f} MMACs "
             f"({_percent(self.smallest_macs, self.macs)}), {self.smallest_params:,} parameters "
             f"({_percent(self.smallest_params, self.params)})",
         ]
@@ -95,7 +95,8 @@ class Explanation:
     def _width_lines(self) -> list[str]:
         rows = [f"  {', '.join(row.layers)}  {row.channels} channels, down to {row.smallest}" for row in self.channels]
         what = f"{self.prunable_channels:,} of {self.layer_channels:,} channels in {len(self.channels)} groups"
-        fixed = [f"  unchanged: {', '.join(self.fixed_layers)}"] if self.fixed_layers else []
+        more = f" and {len(self.fixed_layers) - 8} more" if len(self.fixed_layers) > 8 else ""
+        fixed = [f"  unchanged: {', '.join(self.fixed_layers[:8])}{more}"] if self.fixed_layers else []
         return [f"width: {what if self.channels else 'nothing can be cut'}", *rows, *fixed, *self._stays("width")]
 
     def _resolution_lines(self) -> list[str]:

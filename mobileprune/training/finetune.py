@@ -18,9 +18,11 @@ from mobileprune.errors import MobilepruneError
 from mobileprune.run import writing
 from mobileprune.training.batches import View, augment, shuffled
 from mobileprune.training.distill import distillation_loss
+from mobileprune.training.threads import use_fastest_threads
 
 _WARM_UP_SHARE = 0.1
 _CLIP_NORM = 5.0
+_TRIAL_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ def fit(
     """
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    few = data.train.sample(_TRIAL_IMAGES)
+    use_fastest_threads(model, view(few.images.to(device)), few.labels.to(device), bfloat16=schedule.bfloat16)
     optimizer = torch.optim.SGD(_parameter_groups(model, schedule), momentum=schedule.momentum, nesterov=True)
     steps = schedule.epochs * math.ceil(len(data.train) / schedule.batch_size)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))

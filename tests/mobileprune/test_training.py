@@ -15,6 +15,7 @@ from torch import nn
 
 from mobileprune.data import ImageData, Split, load_data
 from mobileprune.errors import MobilepruneError
+from mobileprune.training import threads
 from mobileprune.training.batches import View
 from mobileprune.training.distill import distillation_loss
 from mobileprune.training.evaluate import evaluate
@@ -128,3 +129,19 @@ def test_score_of_a_known_network(data: ImageData) -> None:
     assert score.accuracy == pytest.approx(zeros / len(data.validation))
     assert score.loss == pytest.approx(math.log(10), rel=1e-5)
     assert score.std > 0
+
+
+def test_trying_threads_changes_nothing_but_their_number(data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = net(), VIEW(data.train.images[:4])
+    before = copy.deepcopy(model)
+    monkeypatch.setattr(threads, "_AVAILABLE", 2)
+    seconds = {1: 0.5, 2: 0.1}
+    monkeypatch.setattr(threads, "_time", lambda model, images, labels, count, bfloat16: seconds[count])
+    assert threads.use_fastest_threads(model, images, data.train.labels[:4], bfloat16=False) == 2
+    seconds[2] = 0.9
+    assert threads.use_fastest_threads(model, images, data.train.labels[:4], bfloat16=False) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(threads, "_AVAILABLE", 2)
+    assert threads.use_fastest_threads(model, images, data.train.labels[:4], bfloat16=False) in (1, 2)
+    assert same(model, before)
+    assert all(p.grad is None for p in model.parameters())
