@@ -78,6 +78,7 @@ _run_argument = click.argument("run", type=click.Path(path_type=Path, file_okay=
 @_budget_option()
 @click.option("--run", "path", type=click.Path(path_type=Path), help="Run folder; an existing one is continued.")
 @click.option("--probes", type=click.IntRange(4, 64), help="How many scales are probed at most.  [default: 8]")
+@click.option("--confidence", type=click.FloatRange(0, 1, True, True), help="That the budget is kept.  [default: 0.8]")
 @click.option("--profile-scales", type=click.IntRange(10, 64), help="How many scales are measured.  [default: 12]")
 @click.option("--rounds", type=click.IntRange(2, 100), help="Measuring rounds of every file.  [default: 7]")
 @click.option("--round-seconds", type=click.FloatRange(0), help="Least time of a file in a round.  [default: 0.25]")
@@ -208,7 +209,7 @@ _stage("probe", "Prune and briefly fine-tune a few scales of RUN to learn what a
 @click.option("--latency", type=click.Path(path_type=Path), help="A table: depth,width,resolution,latency_ms[,device].")
 @_budget_option()
 @click.option("--choose-from", type=click.Choice(["latency", "space"]), default="latency", show_default=True)
-@click.option("--confidence", type=float, help="That the budget is kept.  [default: 0.8; of tables 0.5]")
+@click.option("--confidence", type=click.FloatRange(0, 1, True, True), help="That the budget is kept.  [default: 0.8]")
 @click.option("--surrogate", default="auto", show_default=True, help="auto, polynomial (the paper's) or another form.")
 @_json_option
 def solve(

@@ -26,6 +26,7 @@ _VERSIONS = (
 _DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "probes": 8,
+    "confidence": 0.8,
     "profile_scales": 12,
     "rounds": 7,
     "round_seconds": 0.25,
@@ -51,6 +52,7 @@ class Request:
     device: str | None = None
     seed: int | None = None
     probes: int | None = None
+    confidence: float | None = None
     profile_scales: int | None = None
     rounds: int | None = None
     round_seconds: float | None = None
@@ -95,6 +97,7 @@ def complete(request: Request) -> dict[str, Any]:
         "device": device,
         "seed": value("seed"),
         "probes": value("probes"),
+        "confidence": value("confidence"),
         "profile_scales": value("profile_scales"),
         "measuring": {"rounds": value("rounds"), "round_seconds": value("round_seconds")},
         "model": model,
@@ -133,6 +136,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "device": ("device",),
     "seed": ("seed",),
     "probes": ("probes",),
+    "confidence": ("confidence",),
     "profile_scales": ("profile_scales",),
     "rounds": ("measuring", "rounds"),
     "round_seconds": ("measuring", "round_seconds"),

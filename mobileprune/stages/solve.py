@@ -20,7 +20,6 @@ from mobileprune.search.solver import Constraint, Solution, counted_constraint, 
 from mobileprune.search.solver import solve as solve_problem
 from mobileprune.stages.records import Costs, base_latency_ms, latency_samples, read_costs, scale_key, scale_of
 
-_CONFIDENCE = 0.8  # that a budget is kept, by the prediction; the closed loop then measures
 _INITIAL_PROBES = 6
 _PREDICTED_MARGIN = 0.1  # share of a latency budget that is left free where no device can be measured
 _MEGA = 1e6
@@ -161,12 +160,14 @@ def solve_run(
 ) -> Solution:
     """The scale of largest predicted accuracy that keeps ``budgets``; scales measured to miss them are out.
 
-    confidence: the probability, by the prediction, that the budgets are kept (0.8). surrogate: the accuracy's form.
-    Raises UsageError where none can, naming the smallest reachable, and where the base already keeps them.
+    confidence: the probability, by the prediction, that the budgets are kept; by default what the run was asked.
+    surrogate: the form of the accuracy's. Raises UsageError where no scale can, naming the smallest reachable, and where
+    the base already keeps them.
     """
     problem = Problem(run, tuple(budgets), surrogate)
     candidates = [s for s in problem.costs.candidates if not problem.missed(s)]
-    solution = solve_problem(problem.accuracy, problem.constraints, candidates, confidence=confidence or _CONFIDENCE)
+    confidence = confidence or float(run.asked["confidence"])
+    solution = solve_problem(problem.accuracy, problem.constraints, candidates, confidence=confidence)
     if solution.base_suffices:
         raise UsageError(_nothing_to_do(problem))
     return solution
@@ -183,7 +184,8 @@ def check_reachable(run: Run, budgets: Sequence[Budget]) -> None:
     if all(problem.value(b, BASE) <= problem.limit(b) for b in budgets):
         raise UsageError(_nothing_to_do(problem))
     nothing = _Indifferent()
-    solve_problem(nothing, problem.constraints, problem.costs.candidates, _CONFIDENCE, frontier=0, continuous=False)
+    confidence = float(run.asked["confidence"])
+    solve_problem(nothing, problem.constraints, problem.costs.candidates, confidence, frontier=0, continuous=False)
 
 
 class _Indifferent:
@@ -212,7 +214,14 @@ def plan_probe(run: Run, budgets: Sequence[Budget], limit: int) -> Scale | None:
     waiting = [scale for scale in first if scale not in done]
     if waiting:
         return waiting[0]
-    return next_probe(problem.accuracy, problem.constraints, problem.costs.candidates, done, _CONFIDENCE)
+    return next_probe(
+        problem.accuracy, problem.constraints, problem.costs.candidates, done, float(run.asked["confidence"])
+    )
+
+
+def _rivals(errors: Sequence[tuple[str, str]]) -> list[str]:
+    """The forms that were not chosen, with what they would have missed by."""
+    return [f"{'':13}against {', '.join(f'{name} {error}' for name, error in errors)}"] if errors else []
 
 
 def _box(scales: Sequence[Scale]) -> Lattice:
@@ -237,8 +246,10 @@ def describe_solution(run: Run, solution: Solution, budgets: Sequence[Budget]) -
         origin = "predicted" if v.high > v.low else "counted"
         lines.append(f"{kept.name:<10} {v.mean:.3g} {kept.unit} {origin}{error}; limit {kept.limit:.3g}")
     accuracy, latency = problem.accuracy, problem.latency
-    lines.append(f"surrogates accuracy: {accuracy.name} (left-out error {100 * accuracy.cv_error:.2f} points); ")
-    lines[-1] += f"latency: {latency.name} (left-out error {100 * latency.cv_error:.1f} %)"
+    lines.append(f"surrogates accuracy by {accuracy.name}, left-out error {100 * accuracy.cv_error:.2f} points")
+    lines += _rivals([(c.label, f"{100 * c.cv_error:.2f}") for c in accuracy.candidates if not c.chosen])
+    lines.append(f"           latency by {latency.name}, left-out error {100 * latency.cv_error:.1f} %")
+    lines += _rivals([(c.name, f"{100 * c.cv_error:.1f} %") for c in latency.candidates if not c.chosen])
     if solution.continuous is not None:
         c = solution.continuous
         lines.append(f"continuous {c.scale}, KKT residual {c.kkt_residual:.1e}")

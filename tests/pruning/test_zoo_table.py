@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mobileprune.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def zoo() -> ModuleType:
+    path = Path(__file__).resolve().parents[2] / "tools" / "zoo.py"
+    spec = importlib.util.spec_from_file_location("zoo_table", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_network_is_checked_at_every_scale_and_a_lacking_dimension_is_refused(zoo: ModuleType) -> None:
+    rows = list(zoo.rows_of("odd:loop_dict"))
+    assert [row["status"] for row in rows] == ["pass", "refused", "pass", "pass"]
+    assert "depth" in rows[1]["note"] and rows[3]["note"] == "without depth, which it lacks"
+    assert all(set(row) == set(zoo.COLUMNS) for row in rows)
+    assert {row["status"] for row in zoo.rows_of("odd:two_inputs")} == {"refused"}
+
+
+def test_what_goes_wrong_is_written_down(zoo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "ATOL", -1.0)
+    first = next(zoo.rows_of("odd:loop_dict"))
+    assert first["status"] == "fail" and "ONNX Runtime differs" in first["note"]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise UsageError("depth cannot be pruned here")
+
+    monkeypatch.setattr(zoo, "prune", refuse)
+    assert next(zoo.rows_of("odd:loop_dict"))["status"] == "refused"
+
+
+def test_the_table_is_kept_and_counted(zoo: ModuleType, tmp_path: Path) -> None:
+    rows = [zoo._row("odd:loop_dict", scale, status="pass") for scale in zoo.SCALES]
+    rows += [zoo._row("shared:x:y", scale, status="fail", note="a, b") for scale in zoo.SCALES]
+    table = tmp_path / "zoo.csv"
+    zoo.write(table, rows)
+    again = zoo.read(table)
+    assert sorted(map(tuple, (row.values() for row in again))) == sorted(map(tuple, (row.values() for row in rows)))
+    assert zoo.summary(again).startswith("2 networks: 1 pass at all scales, 1 without a failure; 4 rows pass")
+    assert zoo.read(tmp_path / "none.csv") == []
