@@ -161,7 +161,7 @@ def solve_run(
     """The scale of largest predicted accuracy that keeps ``budgets``; scales measured to miss them are out.
 
     confidence: the probability, by the prediction, that the budgets are kept; by default what the run was asked.
-    surrogate: the form of the accuracy's. Raises UsageError where no scale can, naming the smallest reachable, and where
+    surrogate: the form of the accuracy. Raises UsageError where no scale can, naming the smallest reachable, and where
     the base already keeps them.
     """
     problem = Problem(run, tuple(budgets), surrogate)
