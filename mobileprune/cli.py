@@ -166,37 +166,45 @@ def _print_summary(run: Run, as_json: bool) -> None:
     from mobileprune.stages.summary import summarise, tables
 
     summary = summarise(run)
-    if as_json:
-        click.echo(json.dumps(summary, indent=1))
-        return
-    from rich.console import Console
-
-    console = Console()
-    for part in tables(summary):
-        console.print(part, soft_wrap=True)
+    for part in [json.dumps(summary, indent=1)] if as_json else tables(summary):
+        _print(part)
 
 
 def _stage(name: str, what: str, *steps: str) -> None:
     """Add the command of one stage (``stages/NAME.py``, or ``steps``): it does on a run folder what is not done yet."""
 
     def command(run: Path, budgets: tuple[str, ...], as_json: bool) -> None:
-        from importlib import import_module
-
-        from mobileprune.run import Run, locked
-        from mobileprune.stages.solve import set_budgets
-
-        Run.open(run)  # before the lock: a folder that is no run must not be touched
-        with _resumable(f"mobileprune {name} {run}"), locked(run):
-            opened = Run.open(run)
-            if budgets:
-                set_budgets(opened, budgets)
-            for step in steps or (name,):
-                getattr(import_module(f"mobileprune.stages.{step}"), step)(_context(opened))
-            if as_json:
-                _print_summary(opened, as_json=True)
+        _run_stage(run, name, steps or (name,), budgets, as_json)
 
     command.__doc__ = f"{what}\n\n\b\nExample:  mobileprune {name} runs/demo"
     main.command(name)(_run_argument(_budget_option()(_json_option(command))))
+
+
+def _run_stage(path: Path, name: str, steps: tuple[str, ...], budgets: tuple[str, ...], as_json: bool) -> None:
+    from importlib import import_module
+
+    from mobileprune.run import Run, locked
+    from mobileprune.stages.solve import set_budgets
+
+    Run.open(path)  # before the lock: a folder that is no run must not be touched
+    with _resumable(f"mobileprune {name} {path}"), locked(path):
+        run = Run.open(path)
+        if budgets:
+            set_budgets(run, budgets)
+        for step in steps:
+            getattr(import_module(f"mobileprune.stages.{step}"), step)(_context(run))
+        if as_json:
+            _print_summary(run, as_json=True)
+
+
+def _print(what: Any) -> None:
+    """Text as it is, tables and styled text as the terminal allows."""
+    if isinstance(what, str):
+        click.echo(what)
+        return
+    from rich.console import Console
+
+    Console().print(what, soft_wrap=True)
 
 
 _stage("profile", "Measure the latency of a spread of scales of RUN's model on its device.")
@@ -252,7 +260,35 @@ _stage(
 )
 _stage("finetune", "Fine-tune the pruned network of RUN.")
 _stage("export", "Write RUN's base and result as ONNX and TFLite files and verify them in their runtimes.")
-_stage("bench", "Time the exported files of RUN's base and result on the device, in the same rounds.")
+
+
+@main.command()
+@click.argument("targets", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN|FILE...")
+@click.option("--device", default="host", show_default=True, help="A device profile; of a run it is the run's own.")
+@click.option("--rounds", type=click.IntRange(2, 100), default=7, show_default=True, help="Of every file.")
+@click.option("--round-seconds", type=click.FloatRange(0), default=0.25, show_default=True, help="Least time a round.")
+@click.option("--threads", type=click.IntRange(1), help="Of the runtime.  [default: the profile's]")
+@_budget_option()
+@_json_option
+def bench(targets: tuple[Path, ...], budgets: tuple[str, ...], as_json: bool, **how: Any) -> None:
+    """Time a RUN's base and result, or any .onnx and .tflite FILEs, in interleaved rounds on the device.
+
+    \b
+    Example:  mobileprune bench runs/demo
+              mobileprune bench a.onnx b.tflite --device host
+    """
+    if len(targets) == 1 and targets[0].is_dir():
+        _run_stage(targets[0], "bench", ("bench",), budgets, as_json)
+        return
+    from mobileprune.measuring import bench_files, bench_table
+
+    display = _display()
+    report = bench_files(targets, display=display, **how)
+    for warning in report.warnings:
+        display.say(warning, style="yellow")
+    _print(json.dumps(report.to_dict(), indent=1) if as_json else bench_table(report))
+
+
 _stage("report", "Write RUN's report.html from what its journal holds.")
 
 
@@ -275,3 +311,16 @@ def status(run: Path, as_json: bool) -> None:
     for stage in found["stages"]:
         click.echo(f"{stage['name']:>9}  {stage['state']}")
     click.echo(f"{'next':>9}  {found['next']}")
+
+
+@main.command()
+@_json_option
+def devices(as_json: bool) -> None:
+    """List what --device takes, and how far latencies that are predicted are off.
+
+    \b
+    Example:  mobileprune devices
+    """
+    from mobileprune.measuring import devices_table, known_devices
+
+    _print(json.dumps(known_devices(), indent=1) if as_json else devices_table())

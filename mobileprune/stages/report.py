@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from mobileprune.report.figures import Evidence, Point
 from mobileprune.report.page import page
 from mobileprune.run import Run, write_text
@@ -18,18 +20,37 @@ def report(ctx: Context) -> None:
     path, summary = run.path / "report.html", summarise(run)
     budgets = current_budgets(run)
     search = describe_solution(run, solve_run(run, budgets), budgets)
-    command = " ".join(["mobileprune optimize --run NEW_FOLDER", *(f"--budget {b}" for b in budgets), _flags(run)])
-    write_text(path, page(summary, evidence(run), search, run.asked, command))
+    write_text(path, page(summary, evidence(run), search, run.asked, command_of(run)))
     ctx.display.stage("report", str(path))
     run.journal.append("report", scale_key(chosen_scale(run)), path=path.name)
 
 
-def _flags(run: Run) -> str:
-    model, data = run.asked["model"], run.asked["data"]
+def command_of(run: Run) -> str:
+    """The command line that makes the run again, for its current budgets."""
+    model, data, training = run.asked["model"], run.asked["data"], run.asked["training"]
     source = model["name"] if model["library"] == "mobileprune" else f"{model['library']}:{model['name']}"
-    arguments = [f"--model-arg {k}={v}" for k, v in model.get("arguments", {}).items()]
-    flags = ["--model", source, *arguments, "--data", data["spec"], "--device", run.asked["device"]]
-    return " ".join([*flags, "--seed", str(run.asked["seed"])])
+    words = ["mobileprune", "optimize", "--model", source]
+    for key, value in model.get("arguments", {}).items():
+        words += ["--model-arg", f"{key}={value}"]
+    if "checkpoint" in model:
+        words += ["--checkpoint", model["checkpoint"]]
+    words += ["--data", data["spec"]]
+    if "image_size" in data:
+        words += ["--image-size", str(data["image_size"])]
+    for budget in current_budgets(run):
+        words += ["--budget", budget.text]
+    for flag in ("device", "seed", "probes", "confidence", "profile_scales"):
+        words += [f"--{flag.replace('_', '-')}", str(run.asked[flag])]
+    for flag in (
+        "base_epochs",
+        "probe_epochs",
+        "result_epochs",
+        "batch_size",
+        "learning_rate",
+        "finetune_learning_rate",
+    ):
+        words += [f"--{flag.replace('_', '-').replace('result-', '')}", str(training[flag])]
+    return shlex.join(words)
 
 
 def evidence(run: Run) -> Evidence:
