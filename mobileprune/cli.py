@@ -68,7 +68,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print the a
 _run_argument = click.argument("run", type=click.Path(path_type=Path, file_okay=False), metavar="RUN")
 
 
-@main.command()
+@main.command(short_help="The whole journey, from a trained CNN to measured files.")
 @click.option("--model", help="NAME, torchvision:NAME, timm:NAME or path/to/file.py:factory.  [default: resnet20]")
 @click.option("--model-arg", "model_arguments", multiple=True, metavar="KEY=VALUE", help="Passed to the constructor.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Trained weights (.safetensors, or a torch file).")
@@ -170,14 +170,14 @@ def _print_summary(run: Run, as_json: bool) -> None:
         _print(part)
 
 
-def _stage(name: str, what: str, *steps: str) -> None:
+def _stage(name: str, short: str, what: str, *steps: str) -> None:
     """Add the command of one stage (``stages/NAME.py``, or ``steps``): it does on a run folder what is not done yet."""
 
     def command(run: Path, budgets: tuple[str, ...], as_json: bool) -> None:
         _run_stage(run, name, steps or (name,), budgets, as_json)
 
     command.__doc__ = f"{what}\n\n\b\nExample:  mobileprune {name} runs/demo"
-    main.command(name)(_run_argument(_budget_option()(_json_option(command))))
+    main.command(name, short_help=short)(_run_argument(_budget_option()(_json_option(command))))
 
 
 def _run_stage(path: Path, name: str, steps: tuple[str, ...], budgets: tuple[str, ...], as_json: bool) -> None:
@@ -194,7 +194,9 @@ def _run_stage(path: Path, name: str, steps: tuple[str, ...], budgets: tuple[str
         for step in steps:
             getattr(import_module(f"mobileprune.stages.{step}"), step)(_context(run))
         if as_json:
-            _print_summary(run, as_json=True)
+            from mobileprune.stages.summary import status as status_of
+
+            _print(json.dumps(status_of(run), indent=1))
 
 
 def _print(what: Any) -> None:
@@ -207,11 +209,19 @@ def _print(what: Any) -> None:
     Console().print(what, soft_wrap=True)
 
 
-_stage("profile", "Measure the latency of a spread of scales of RUN's model on its device.")
-_stage("probe", "Prune and briefly fine-tune a few scales of RUN to learn what accuracy they keep.")
+_stage(
+    "profile",
+    "Latency of a spread of scales.",
+    "Measure the latency of a spread of scales of RUN's model on its device.",
+)
+_stage(
+    "probe",
+    "Accuracy of a few scales.",
+    "Prune and briefly fine-tune a few scales of RUN to learn what accuracy they keep.",
+)
 
 
-@main.command()
+@main.command(short_help="The best scale under a budget, without training.")
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False), metavar="[RUN]", required=False)
 @click.option("--accuracy", type=click.Path(path_type=Path), help="A table: depth,width,resolution,accuracy[,std].")
 @click.option("--latency", type=click.Path(path_type=Path), help="A table: depth,width,resolution,latency_ms[,device].")
@@ -254,15 +264,20 @@ def solve(
 
 _stage(
     "prune",
+    "Settle on a scale and cut it.",
     "Settle on a scale of RUN that keeps the budget, measured, and cut it from the nearest probe.",
     "settle",
     "prune",
 )
-_stage("finetune", "Fine-tune the pruned network of RUN.")
-_stage("export", "Write RUN's base and result as ONNX and TFLite files and verify them in their runtimes.")
+_stage("finetune", "Train the pruned network.", "Fine-tune the pruned network of RUN.")
+_stage(
+    "export",
+    "Write and verify ONNX and TFLite files.",
+    "Write RUN's base and result as ONNX and TFLite files and verify them in their runtimes.",
+)
 
 
-@main.command()
+@main.command(short_help="Time RUN's files, or any model files.")
 @click.argument("targets", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN|FILE...")
 @click.option("--device", default="host", show_default=True, help="A device profile; of a run it is the run's own.")
 @click.option("--rounds", type=click.IntRange(2, 100), default=7, show_default=True, help="Of every file.")
@@ -289,10 +304,10 @@ def bench(targets: tuple[Path, ...], budgets: tuple[str, ...], as_json: bool, **
     _print(json.dumps(report.to_dict(), indent=1) if as_json else bench_table(report))
 
 
-_stage("report", "Write RUN's report.html from what its journal holds.")
+_stage("report", "Write report.html.", "Write RUN's report.html from what its journal holds.")
 
 
-@main.command()
+@main.command(short_help="How far RUN is, and what comes next.")
 @_run_argument
 @_json_option
 def status(run: Path, as_json: bool) -> None:
@@ -313,7 +328,7 @@ def status(run: Path, as_json: bool) -> None:
     click.echo(f"{'next':>9}  {found['next']}")
 
 
-@main.command()
+@main.command(short_help="What --device takes.")
 @_json_option
 def devices(as_json: bool) -> None:
     """List what --device takes, and how far latencies that are predicted are off.
