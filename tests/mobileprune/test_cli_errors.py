@@ -165,3 +165,14 @@ def test_changed_data_is_noticed(call: Call, tmp_path: Path) -> None:
     write_image(tmp_path / "set" / "cats" / "new.png", (100, 0, 0))
     message = one_sentence(call("optimize", "--run", tmp_path / "run", "--budget", "1MMACs"), 1)
     assert "changed since" in message
+
+
+def test_a_full_disk_stops_the_run_and_more_room_lets_it_go_on(call: Call, small_disk: Path) -> None:
+    (small_disk / "ballast").write_bytes(bytes(700_000))
+    message = one_sentence(call("optimize", "--run", small_disk / "run", *QUESTION), 1)
+    assert "No space left on device; free some space and run the same command again" in message
+    done = Journal(small_disk / "run" / "journal.jsonl").entries
+    subprocess.run(["mount", "-o", "remount,size=60M", small_disk], check=True)
+    finished = call("optimize", "--run", small_disk / "run")
+    assert finished.returncode == 0, finished.stderr
+    assert Journal(small_disk / "run" / "journal.jsonl").entries[: len(done)] == done
