@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from mobileprune.budget import parse_budgets
+from mobileprune.errors import UsageError
 from mobileprune.models import find_model
 from mobileprune.optimize import optimize as _optimize
 from mobileprune.progress import Display, Quiet
+from mobileprune.pruning.anatomy import Anatomy
+from mobileprune.pruning.difference import Difference
+from mobileprune.pruning.difference import diff as diff_recipe
+from mobileprune.pruning.explain import Explanation
+from mobileprune.pruning.explain import explain as explain_anatomy
+from mobileprune.pruning.recipe import Recipe
 from mobileprune.request import Request, open_or_create
 from mobileprune.run import Run, locked
 from mobileprune.stages.context import Context
@@ -38,6 +47,36 @@ def load(run: str | Path) -> nn.Module:
     ctx = Context(opened, Quiet())
     folder = opened.path / "results" / scale_key(chosen_scale(opened))
     return restore(ctx, folder, "weights").model.eval()
+
+
+def explain(spec: str, arguments: Sequence[str] = (), image_size: int | None = None) -> Explanation:
+    """What can be pruned in a model by name, with its own number of classes, and what cannot and why.
+
+    arguments: ``key=value`` for its constructor. image_size: the side in pixels (32 for built-in models, else 224).
+    """
+    source = find_model(spec, arguments)
+    size = image_size or (32 if source.library == "mobileprune" else 224)
+    anatomy = Anatomy.of(source.build(10 if source.library == "mobileprune" else 1000), torch.zeros(1, 3, size, size))
+    return explain_anatomy(anatomy)
+
+
+def diff(path: str | Path) -> Difference:
+    """What a run's result, or the recipe.json of one of its scales, has lost against the base.
+
+    Raises UsageError where ``path`` is neither.
+    """
+    found = Path(path)
+    folder = next((f for f in (found, *found.resolve().parents) if (f / "run.toml").is_file()), None)
+    if folder is None:
+        raise UsageError(f"{path} is neither a run folder nor a recipe.json in one")
+    run = Run.open(folder)
+    ctx = Context(run, Quiet())
+    if found.is_dir():
+        found = run.path / "results" / scale_key(chosen_scale(run)) / "recipe.json"
+    if not found.is_file():
+        raise UsageError(f"no recipe {found}")
+    recipe = Recipe.from_json(found.read_text(encoding="utf-8"))
+    return diff_recipe(recipe, ctx.new_model(), torch.zeros(1, 3, *recipe.base_input_size))
 
 
 def optimize(

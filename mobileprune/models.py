@@ -199,7 +199,8 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
     ]
     if problems:
         raise UsageError(f"checkpoint {path} does not fit the model; {'; '.join(problems)}")
-    model.load_state_dict({**expected, **state})
+    expected.update(state)  # the state dict itself carries versions that some networks ask for
+    model.load_state_dict(expected)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ def prune(ctx: Context) -> None:
     ctx.display.stage("prune", f"{scale}, from {'the base' if parent == BASE else f'the probe at {parent}'}")
     network = cut(ctx, scale, parent)
     store(network, folder, "pruned")
-    removed = len(network.recipe.removed) if network.recipe else 0
+    removed = round((1 - scale.depth) * len(ctx.anatomy.blocks))
     share = read_costs(ctx.run)[scale]["macs"] / read_costs(ctx.run)[BASE]["macs"]
     ctx.display.say(f"{removed} blocks removed, input {network.size} px, {100 * share:.0f} % of the MACs")
     ctx.run.journal.append("pruned", scale_key(scale), scale=scale.as_tuple(), parent=parent.as_tuple())

@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save
 from torch import nn
 
+from mobileprune.errors import MobilepruneError
 from mobileprune.run import writing
 
 
@@ -18,5 +19,11 @@ def store(model: nn.Module, path: Path) -> None:
 
 
 def load(model: nn.Module, path: Path) -> None:
-    """Read what ``store`` wrote into ``model`` (strictly: every name and shape must agree)."""
-    model.load_state_dict(load_file(path))
+    """Read what ``store`` wrote into ``model``. Raises MobilepruneError unless every name agrees."""
+    loaded, state = load_file(path), model.state_dict()
+    if differing := sorted(loaded.keys() ^ state.keys()):
+        raise MobilepruneError(
+            f"{path} is of another network: {differing[0]} is in only one of the two; make the run again"
+        )
+    state.update(loaded)  # the state dict itself carries versions that some networks ask for
+    model.load_state_dict(state)

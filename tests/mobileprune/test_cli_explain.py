@@ -1,0 +1,34 @@
+"""``mobileprune explain`` and ``mobileprune diff``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from conftest import TINY, Call
+from test_cli_errors import one_sentence
+
+
+def test_explain_says_what_can_be_pruned(call: Call) -> None:
+    done = call("explain", f"{TINY}:tiny", "--model-arg", "blocks=3", "--image-size", "16", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found["blocks"]) == 6
+    assert found["smallest"]["depth"] < 1
+    text = call("explain", f"{TINY}:tiny", "--image-size", "16").stdout
+    assert "depth: 4 removable blocks" in text
+    assert "smallest scale" in text
+
+
+def test_a_transformer_is_refused_in_words(call: Call) -> None:
+    message = one_sentence(call("explain", "timm:vit_tiny_patch16_224"), 2)
+    assert "only convolutional networks can be pruned" in message
+
+
+def test_diff_of_a_run_and_of_a_recipe(call: Call, finished: Path, tmp_path: Path) -> None:
+    (recipe,) = (finished / "results").glob("*/recipe.json")
+    of_run, of_recipe = call("diff", finished, "--json"), call("diff", recipe, "--json")
+    assert of_run.returncode == 0, of_run.stderr
+    assert json.loads(of_run.stdout) == json.loads(of_recipe.stdout)
+    assert "scale d=" in call("diff", finished).stdout
+    assert "neither a run folder nor a recipe.json" in one_sentence(call("diff", tmp_path), 2)
