@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,7 +109,7 @@ def optimize(path: Path | None, budgets: tuple[str, ...], as_json: bool, **flags
     path = path or _default_folder(request)
     if not asked and not (path / "run.toml").exists():
         raise UsageError("no --budget: say what must hold, for example --budget 50% or --budget 12ms")
-    with _resumable(f"mobileprune optimize --run {path}"), locked(path):
+    with _resumable("optimize", "--run", path), locked(path):
         run = open_or_create(path, request)
         try:
             _journey(run, budgets, as_json)
@@ -153,11 +154,12 @@ def _display() -> Display:
 
 
 @contextmanager
-def _resumable(command: str) -> Iterator[None]:
+def _resumable(*words: object) -> Iterator[None]:
     """Ctrl-C ends with the command that goes on from there."""
     try:
         yield
     except KeyboardInterrupt:
+        command = shlex.join(["mobileprune", *map(str, words)])
         click.echo(f"\nstopped; what is finished is kept. Go on with: {command}", err=True)
         sys.exit(_INTERRUPTED)
 
@@ -187,7 +189,7 @@ def _run_stage(path: Path, name: str, steps: tuple[str, ...], budgets: tuple[str
     from mobileprune.stages.solve import set_budgets
 
     Run.open(path)  # before the lock: a folder that is no run must not be touched
-    with _resumable(f"mobileprune {name} {path}"), locked(path):
+    with _resumable(name, path), locked(path):
         run = Run.open(path)
         if budgets:
             set_budgets(run, budgets)

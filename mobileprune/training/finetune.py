@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from mobileprune.training.threads import use_fastest_threads
 _WARM_UP_SHARE = 0.1
 _CLIP_NORM = 5.0
 _TRIAL_IMAGES = 16
+_TRY_AGAIN_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,7 @@ def fit(
     """
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    few = data.train.sample(_TRIAL_IMAGES)
-    use_fastest_threads(model, view(few.images.to(device)), few.labels.to(device), bfloat16=schedule.bfloat16)
+    few, tried = data.train.sample(_TRIAL_IMAGES), -math.inf
     optimizer = torch.optim.SGD(_parameter_groups(model, schedule), momentum=schedule.momentum, nesterov=True)
     steps = schedule.epochs * math.ceil(len(data.train) / schedule.batch_size)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
@@ -85,6 +86,9 @@ def fit(
     total = schedule.epochs * len(data.train)
     model.train()
     for epoch in range(state.restore(), schedule.epochs):
+        if time.monotonic() - tried > _TRY_AGAIN_S:  # other programs come and go
+            use_fastest_threads(model, view(few.images.to(device)), few.labels.to(device), bfloat16=schedule.bfloat16)
+            tried = time.monotonic()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         torch.manual_seed(seed * 1_000_003 + epoch)  # dropout and stochastic depth
         seen = epoch * len(data.train)
