@@ -89,6 +89,7 @@ def main() -> None:
     if asked.csv:
         header = ["try", "protocol_a_ms", "protocol_b_ms", "protocol_gap", "mean_a_ms", "mean_b_ms", "mean_gap"]
         with asked.csv.open("w", newline="") as table:
+            table.write(f"# python {' '.join(sys.argv)}\n")
             writer = csv.writer(table)
             writer.writerow(header)
             writer.writerows([row[0], *(f"{value:.5f}" for value in row[1:])] for row in rows)

@@ -96,12 +96,7 @@ def fit(
             images = augment(images.to(device), generator, flip=data.flip)
             with torch.autocast(device.type, torch.bfloat16, enabled=schedule.bfloat16):
                 loss = _loss(model, images, labels.to(device), view, schedule, teacher)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise MobilepruneError(
-                    f"training diverged in epoch {epoch + 1} at a learning rate of {schedule.learning_rate:g}; "
-                    "start a new run with a lower --learning-rate"
-                )
+            value = _finite(loss, epoch, schedule)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), _CLIP_NORM)
@@ -125,6 +120,16 @@ def _loss(
         answers = teacher.model(teacher.view(images)).float()
     share = schedule.distillation
     return (1 - share) * loss + share * distillation_loss(logits, answers.clone())
+
+
+def _finite(loss: Tensor, epoch: int, schedule: Schedule) -> float:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise MobilepruneError(
+            f"training diverged in epoch {epoch + 1} at a learning rate of {schedule.learning_rate:g}; "
+            "start a new run with a lower --learning-rate or --finetune-learning-rate"
+        )
+    return value
 
 
 def _parameter_groups(model: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
