@@ -74,10 +74,10 @@ def page(
 def _answer(summary: Mapping[str, Any], scale: str) -> str:
     lines = []
     for b in summary["budgets"]:
-        verdict = "kept" if b["kept"] else "missed"
         value, limit = shown(b["quantity"], b["value"]), shown(b["quantity"], b["limit"])
+        kind = "kept" if b["kept"] else "missed"
         lines.append(
-            f"<p>Budget {html.escape(b['budget'])} <strong class={verdict}>{verdict}</strong>: "
+            f"<p>Budget {html.escape(b['budget'])} <strong class={kind}>{b['verdict']}</strong>: "
             f"{value} {b['origin']}, limit {limit}; at {scale}.</p>"
         )
     return "\n".join(lines)

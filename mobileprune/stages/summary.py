@@ -49,17 +49,23 @@ def summarise(run: Run) -> Summary:
 
 def _budgets(run: Run, scale: Scale) -> list[dict[str, Any]]:
     problem = Problem(run, current_budgets(run))
-    return [
-        {
-            "budget": budget.text,
-            "quantity": budget.quantity,
-            "limit": budget.limit(problem.base_ms),
-            "value": problem.value(budget, scale),
-            "kept": not Problem(run, (budget,)).missed(scale),
-            "origin": _origin(problem, budget),
-        }
-        for budget in problem.budgets
-    ]
+    found = []
+    for budget in problem.budgets:
+        limit, value = budget.limit(problem.base_ms), problem.value(budget, scale)
+        kept = not Problem(run, (budget,)).missed(scale)
+        words = "kept" if value <= limit else "kept within the measured spread"
+        found.append(
+            {
+                "budget": budget.text,
+                "quantity": budget.quantity,
+                "limit": limit,
+                "value": value,
+                "kept": kept,
+                "verdict": words if kept else "missed",
+                "origin": _origin(problem, budget),
+            }
+        )
+    return found
 
 
 def _origin(problem: Problem, budget: Budget) -> str:
@@ -128,9 +134,8 @@ def tables(summary: Summary) -> list[RenderableType]:
 def _title(summary: Summary) -> str:
     words = []
     for b in summary["budgets"]:
-        verdict = "kept" if b["kept"] else "missed"
         value, limit = shown(b["quantity"], b["value"]), shown(b["quantity"], b["limit"])
-        words.append(f"budget {b['budget']} {verdict}: {value} {b['origin']} of {limit}")
+        words.append(f"budget {b['budget']} {b['verdict']}: {value} {b['origin']} of {limit}")
     return "\n".join(words)
 
 
