@@ -31,15 +31,14 @@ def command(*arguments: object) -> list[str]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MB."""
-    if os.geteuid() != 0:
-        if os.environ.get("MOBILEPRUNE_REQUIRE_PEERS"):
-            pytest.fail("a file system of its own needs root")
-        pytest.skip("mounting a small file system needs root")
+    missing = pytest.fail if os.environ.get("MOBILEPRUNE_REQUIRE_PEERS") else pytest.skip
     path = tmp_path / "disk"
     path.mkdir()
+    if os.geteuid() != 0:
+        missing("mounting a small file system needs root")
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", path], capture_output=True, text=True)
     if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+        missing(f"no file system can be mounted here: {mounted.stderr.strip()}")
     yield path
     subprocess.run(["umount", path], check=True)
 
