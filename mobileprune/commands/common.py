@@ -1,0 +1,91 @@
+"""What the commands share: options, how they print, and how a stage is run on a run folder."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from mobileprune.progress import Display
+    from mobileprune.run import Run
+    from mobileprune.stages.context import Context
+
+_INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+_BUDGET_HELP = "What must hold: 12ms, 50% (of the base's latency), 300MMACs, 1.5MParams, 2MB. May be repeated."
+
+
+def budget_option(required: bool = False) -> Callable[..., Any]:
+    return click.option("--budget", "budgets", multiple=True, required=required, metavar="LIMIT", help=_BUDGET_HELP)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON for programs.")
+run_argument = click.argument("run", type=click.Path(path_type=Path, file_okay=False), metavar="RUN")
+
+
+def context_of(run: Run) -> Context:
+    from mobileprune.stages.context import Context
+
+    return Context(run, make_display())
+
+
+def make_display() -> Display:
+    from rich.console import Console
+
+    from mobileprune.progress import Terminal
+
+    return Terminal(Console(stderr=True))
+
+
+@contextmanager
+def resumable(*words: object) -> Iterator[None]:
+    """Ctrl-C ends with the command that goes on from there."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = shlex.join(["mobileprune", *map(str, words)])
+        click.echo(f"\nstopped; what is finished is kept. Go on with: {command}", err=True)
+        sys.exit(_INTERRUPTED)
+
+
+def print_summary(run: Run, as_json: bool) -> None:
+    from mobileprune.stages.summary import summarise, tables
+
+    summary = summarise(run)
+    for part in [json.dumps(summary, indent=1)] if as_json else tables(summary):
+        print_out(part)
+
+
+def run_stage(path: Path, name: str, steps: tuple[str, ...], budgets: tuple[str, ...], as_json: bool) -> None:
+    from importlib import import_module
+
+    from mobileprune.run import Run, locked
+    from mobileprune.stages.solve import set_budgets
+
+    Run.open(path)  # before the lock: a folder that is no run must not be touched
+    with resumable(name, path), locked(path):
+        run = Run.open(path)
+        if budgets:
+            set_budgets(run, budgets)
+        for step in steps:
+            getattr(import_module(f"mobileprune.stages.{step}"), step)(context_of(run))
+        if as_json:
+            from mobileprune.stages.summary import status as status_of
+
+            print_out(json.dumps(status_of(run), indent=1))
+
+
+def print_out(what: Any) -> None:
+    """Text as it is, tables and styled text as the terminal allows."""
+    if isinstance(what, str):
+        click.echo(what)
+        return
+    from rich.console import Console
+
+    Console().print(what, soft_wrap=True)
