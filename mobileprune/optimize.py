@@ -15,10 +15,11 @@ from mobileprune.stages.settle import kept, settle
 _TRIES = 3  # how often a result that misses its budget when it is measured at the end is replaced
 
 
-def optimize(ctx: Context) -> None:
+def optimize(ctx: Context) -> bool:
     """Take the run from wherever it stands to a measured result that keeps its budgets, and its report.
 
-    What the journal already holds is not done again. Raises UsageError where no scale can keep the budgets.
+    What the journal already holds is not done again. Returns whether the result, as measured, keeps the budgets.
+    Raises UsageError where no scale can keep them.
     """
     profile(ctx)
     probe(ctx)
@@ -32,3 +33,4 @@ def optimize(ctx: Context) -> None:
             break
         ctx.display.say("the measured result misses the budget: its sample is added and the problem solved again")
     report(ctx)
+    return kept(ctx.run)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mobileprune.commands.common import budget_option, context_of, json_option, print_summary, resumable
-from mobileprune.errors import UsageError
+from mobileprune.errors import MobilepruneError, UsageError
 
 if TYPE_CHECKING:
     from mobileprune.run import Run
@@ -80,5 +80,10 @@ def _journey(run: Run, budgets: tuple[str, ...], as_json: bool) -> None:
     if budgets:
         set_budgets(run, budgets)
     current_budgets(run)  # says so now where there is none
-    whole_journey(context_of(run))
+    kept = whole_journey(context_of(run))
     print_summary(run, as_json)
+    if not kept:
+        raise MobilepruneError(
+            f"the result in {run.path} misses its budget as measured; ask for more certainty with --confidence 0.95 in "
+            "a new run, or give the same command again when the device is quieter"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,13 @@ def _base_words(ctx: Context, epochs: int) -> str:
     return f"training for {epochs} epochs on {count}" if epochs else f"taken as given; {count}"
 
 
-def train(ctx: Context, model: nn.Module, view: View, what: str, name: str, *, distill: bool = False) -> None:
-    """Train ``model`` in place by the schedule of ``what``; resumable under ``name``."""
+def train(
+    ctx: Context, model: nn.Module, view: View, what: str, name: str, *, distill: bool = False, epochs: int = 0
+) -> None:
+    """Train ``model`` in place by the schedule of ``what`` (over ``epochs`` if given); resumable under ``name``."""
     schedule = ctx.schedule(what)
+    if epochs:
+        schedule = replace(schedule, epochs=epochs)
     teacher = None
     if distill:
         teacher = Teacher(copy.deepcopy(ctx.base).to(ctx.device).eval(), ctx.view)

@@ -1,0 +1,252 @@
+"""mobileprune against what people would use instead, at equal measured latency and with equal fine-tuning.
+
+    .venv/bin/python tools/compare_methods.py cifar10-resnet56 --speedups 2 3 5 --seeds 0 1 --csv results/methods.csv
+
+Every method starts from the same fine-tuned base and gets the same epochs of the same recipe for its final network.
+Where mobileprune has probes, a rival has a line of networks (tools/rivals.py): all of them are measured beside the base
+in interleaved rounds and the largest that keeps the latency is taken. One rival is also given mobileprune's probe cost
+as further epochs. The finals are exported to ONNX and TFLite and measured in one session, one thread; choices
+are made on the validation split, the figure is top-1 on the test split. Killed, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rivals import built, lines
+
+import exporters
+from device_profiles.benchmark import benchmark
+from device_profiles.devices import open_device
+from mobileprune.api import optimize
+from mobileprune.commands.common import context_of
+from mobileprune.pruning.cost import count
+from mobileprune.request import Request, open_or_create
+from mobileprune.run import Run, locked
+from mobileprune.stages.context import Context
+from mobileprune.stages.prune import restore
+from mobileprune.stages.records import scale_key
+from mobileprune.stages.solve import Problem, chosen_scale, current_budgets
+from mobileprune.stages.train import scores, train
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "cifar10-resnet20": {
+        "model": f"{SHARED}/models/resnet_cifar.py:resnet20",
+        "checkpoint": SHARED / "data/checkpoints/resnet20-12fca82f.th",
+        "data": f"{SHARED}/data/cifar10_jpeg.npz",
+        "batch_size": 128,
+    },
+    "cifar10-resnet56": {
+        "model": f"{SHARED}/models/resnet_cifar.py:resnet56",
+        "checkpoint": SHARED / "data/checkpoints/resnet56-4bfd9763.th",
+        "data": f"{SHARED}/data/cifar10_jpeg.npz",
+        "batch_size": 128,
+    },
+    "imagenette-mobilenetv1": {
+        "model": f"{SHARED}/models/mobilenet_v1.py:mobilenet_v1",
+        "model_arguments": ("width=0.75", f"checkpoint={SHARED}/data/checkpoints/mobilenet_v1_075_224_keras.npz"),
+        "data": f"{SHARED}/data/imagenette160.tar",
+        "image_size": 160,
+        "batch_size": 64,
+    },
+}
+_EXTRA = "torch-pruning, round_to=8"  # the rival that also gets the probes' epochs
+
+
+class Ledger:
+    """What is finished, one JSON line each, so that a killed comparison goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.done: dict[str, dict[str, Any]] = {}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            entry = json.loads(line)
+            self.done[entry["key"]] = entry
+
+    def add(self, key: str, **data: Any) -> dict[str, Any]:
+        entry = {"key": key, **data}
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        self.done[key] = entry
+        return entry
+
+
+def timed_line(ctx: Context, ledger: Ledger, name: str, candidates: Sequence[Any]) -> list[float]:
+    """The latency of every network of a line as a share of the base's, all in the same interleaved rounds."""
+    key = f"line {name}"
+    if key in ledger.done:
+        return list(ledger.done[key]["shares"])
+    folder = ctx.folder("lines")
+    files = {}
+    for number, (candidate, model, size) in enumerate(built(candidates)):
+        path = folder / f"{number}.onnx"
+        spec = exporters.InputSpec(3, size, size, ctx.view.mean, ctx.view.std)
+        exporters.export(model, spec, path, format="onnx", simplify=False)
+        files[candidate.label] = path
+    report = benchmark(open_device("host"), files, rounds=5, min_seconds=0.1, threads=1)
+    times = [report.measurements[label].latency_ms for label in files]
+    shares = [t / times[0] for t in times]
+    for path in files.values():
+        path.unlink()
+    ledger.add(key, labels=list(files), shares=shares)
+    return shares
+
+
+def largest_within(shares: Sequence[float], limit: float) -> int | None:
+    """The first of a line, which starts at the base, that takes at most ``limit`` of its time."""
+    return next((i for i, share in enumerate(shares) if share <= limit), None)
+
+
+def written(ctx: Context, model: Any, size: int, stem: Path) -> dict[str, str]:
+    """The network as ONNX and TFLite files."""
+    spec = exporters.InputSpec(3, size, size, ctx.view.mean, ctx.view.std)
+    paths = {}
+    for name in ("onnx", "tflite"):
+        paths[name] = str(stem.with_suffix(f".{name}"))
+        exporters.export(model, spec, Path(paths[name]), format=name)
+    return paths
+
+
+def rival(ctx: Context, ledger: Ledger, name: str, line: str, speedup: float, scale_epochs: float) -> None:
+    """Fine-tune the rival's network for one speed-up and write its files."""
+    key = f"final {name} {speedup:g}x"
+    if key in ledger.done:
+        return
+    candidates = lines(ctx)[line]
+    place = largest_within(timed_line(ctx, ledger, line, candidates), 1 / speedup)
+    if place is None:
+        ledger.add(key, method=name, speedup=speedup, reached=False)
+        return
+    _, model, size = next(found for i, found in enumerate(built(candidates)) if i == place)
+    began = time.monotonic()
+    epochs = round(ctx.schedule("result").epochs * scale_epochs)
+    stem = ctx.folder("finals") / key.replace(" ", "-").replace(",", "").replace("=", "")
+    train(ctx, model, ctx.view_at(size), "result", stem.name, distill=True, epochs=epochs)
+    found = scores(ctx, model, ctx.view_at(size))
+    model.eval()
+    cost = count(model, ctx.example[:1, :, :size, :size])
+    entry = {"label": candidates[place].label, "epochs": epochs, "macs": cost.macs, "params": cost.params}
+    files = written(ctx, model, size, stem)
+    ledger.add(
+        key, method=name, speedup=speedup, reached=True, wall_s=time.monotonic() - began, **entry, **found, files=files
+    )
+
+
+def ours(ctx: Context, ledger: Ledger, speedup: float) -> None:
+    """mobileprune's own answer for one speed-up; its probes are shared by all of them."""
+    key = f"final mobileprune {speedup:g}x"
+    if key in ledger.done:
+        return
+    began = time.monotonic()
+    optimize(ctx.run.path, budget=f"{100 / speedup:.6g}%")
+    run = Run.open(ctx.run.path)
+    scale = chosen_scale(run)
+    folder = run.path / "results" / scale_key(scale)
+    network = restore(ctx, folder, "weights")
+    entry = run.journal.get("finetuned", scale_key(scale))
+    assert entry is not None
+    predicted = Problem(run, current_budgets(run)).accuracy.estimate([scale])
+    cost = count(network.model.eval(), ctx.example[:1, :, : network.size, : network.size])
+    ledger.add(
+        key,
+        method="mobileprune",
+        speedup=speedup,
+        reached=True,
+        wall_s=time.monotonic() - began,
+        label=str(scale),
+        epochs=ctx.schedule("result").epochs,
+        probe_epochs=ctx.schedule("probe").epochs * len(run.journal.all("probe")),
+        macs=cost.macs,
+        params=cost.params,
+        predicted=float(predicted[0][0]),
+        predicted_std=float(predicted[1][0]),
+        validation=entry["validation"],
+        test=entry["test"],
+        files={name: str(folder / "artifacts" / f"model.{name}") for name in ("onnx", "tflite")},
+    )
+
+
+def measured_together(ctx: Context, finals: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """All finals and the base in one session, by file."""
+    files = {f"base.{n}": ctx.run.path / "base" / "artifacts" / f"model.{n}" for n in ("onnx", "tflite")}
+    for entry in finals:
+        files |= {f"{entry['key']}.{n}": Path(path) for n, path in entry["files"].items()}
+    return benchmark(open_device("host"), files, rounds=9, min_seconds=0.25, threads=1).measurements
+
+
+def rows(ctx: Context, setting: str, seed: int, ledger: Ledger) -> Iterator[dict[str, Any]]:
+    """The table of one setting and seed: the base, then every final."""
+    finals = [e for e in ledger.done.values() if e["key"].startswith("final ") and e["reached"]]
+    measured = measured_together(ctx, finals)
+    base = ctx.run.journal.get("base", "score")
+    assert base is not None
+    entries = [{"key": "base", "method": "base", "speedup": 1.0, "label": "", "epochs": 0, **base}, *finals]
+    for entry in entries:
+        row = {"setting": setting, "seed": seed, "method": entry["method"], "target_speedup": entry["speedup"]}
+        row |= {name: entry.get(name, "") for name in ("label", "epochs", "probe_epochs", "macs", "params")}
+        for split in ("validation", "test"):
+            row[f"{split}_top1"] = f"{entry[split]['accuracy']:.4f}"
+        row["predicted_validation_top1"] = f"{entry['predicted']:.4f}" if "predicted" in entry else ""
+        for name in ("onnx", "tflite"):
+            now, before = measured[f"{entry['key']}.{name}"], measured[f"base.{name}"]
+            row |= {f"{name}_ms": f"{now.latency_ms:.4f}", f"{name}_spread": f"{now.spread:.4f}"}
+            row[f"{name}_speedup"] = f"{before.latency_ms / now.latency_ms:.3f}"
+        row["wall_s"] = f"{entry.get('wall_s', 0):.0f}"
+        yield row
+
+
+def compare(setting: str, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Everything for one setting and one seed; finished parts are kept in its run folder."""
+    path = arguments.runs / f"{setting}-seed{seed}"
+    asked = {**SETTINGS[setting], "seed": seed, "device": "host", "probes": arguments.probes}
+    asked |= {name: getattr(arguments, name) for name in ("base_epochs", "probe_epochs", "epochs")}
+    with locked(path):
+        open_or_create(path, Request(**asked))
+    ledger = Ledger(path / "comparison.jsonl")
+    optimize(path, budget=f"{100 / arguments.speedups[0]:.6g}%")
+    ctx = context_of(Run.open(path))
+    for speedup in arguments.speedups:
+        ours(ctx, ledger, speedup)
+    ctx = context_of(Run.open(path))
+    final = ctx.schedule("result").epochs
+    probes = ctx.schedule("probe").epochs * len(ctx.run.journal.all("probe"))
+    for speedup in arguments.speedups:
+        for line in lines(ctx):
+            rival(ctx, ledger, line, line, speedup, 1.0)
+        rival(ctx, ledger, f"{_EXTRA}, with the probes' epochs too", _EXTRA, speedup, 1.0 + probes / final)
+    return list(rows(ctx, setting, seed, ledger))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("setting", choices=SETTINGS)
+    parser.add_argument("--speedups", type=float, nargs="+", default=[2.0, 3.0, 5.0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--probes", type=int, default=8)
+    parser.add_argument("--base-epochs", type=int, default=3)
+    parser.add_argument("--probe-epochs", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--runs", type=Path, default=Path("runs/comparison"))
+    parser.add_argument("--csv", type=Path, required=True)
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    table = [row for seed in arguments.seeds for row in compare(arguments.setting, seed, arguments)]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    with arguments.csv.open("w", newline="") as file:
+        file.write(f"# python {' '.join(sys.argv)}; commit {commit}; {time.monotonic() - began:.0f} s\n")
+        writer = csv.DictWriter(file, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+
+
+if __name__ == "__main__":
+    main()

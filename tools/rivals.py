@@ -1,0 +1,123 @@
+"""What people would use in mobileprune's place, each as a line of networks from the base down to a small one.
+
+`compare_methods.py` measures the latency of every network on such a line, takes the largest that keeps a latency, and
+fine-tunes it as it does mobileprune's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch_pruning
+from torch import nn
+
+from mobileprune.pruning.prune import prune
+from mobileprune.scale import BASE, Scale
+from mobileprune.stages.context import Context
+from mobileprune.stages.solve import Problem, current_budgets
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One network of a line: how to say it, and how to make it from the base (module, input side in pixels)."""
+
+    label: str
+    build: Callable[[], tuple[nn.Module, int]]
+
+
+def _at(ctx: Context, scale: Scale) -> Candidate:
+    def build() -> tuple[nn.Module, int]:
+        if scale == BASE:
+            return copy.deepcopy(ctx.base), ctx.data.size
+        pruned = prune(ctx.base, scale, ctx.example[:1], anatomy=ctx.anatomy, ranking=ctx.ranking)
+        return pruned.model, pruned.input_size[0]
+
+    return Candidate(str(scale), build)
+
+
+def width_only(ctx: Context) -> list[Candidate]:
+    return [_at(ctx, Scale(1.0, width, 1.0)) for width in reversed(ctx.anatomy.lattice().widths)]
+
+
+def depth_only(ctx: Context) -> list[Candidate]:
+    return [_at(ctx, Scale(depth, 1.0, 1.0)) for depth in reversed(ctx.anatomy.lattice().depths)]
+
+
+def resolution_only(ctx: Context) -> list[Candidate]:
+    return [_at(ctx, Scale(1.0, 1.0, r)) for r in reversed(ctx.anatomy.lattice().resolutions)]
+
+
+def compound(ctx: Context) -> list[Candidate]:
+    """The hand-picked joint scale: each dimension pays the same share of the cost d w^2 r^2 (EfficientNet's rule)."""
+    lattice = ctx.anatomy.lattice()
+    costs = np.geomspace(1.0, 0.02, 60)
+    scales = [lattice.nearest(Scale(c ** (1 / 3), c ** (1 / 6), c ** (1 / 6))) for c in costs]
+    return [_at(ctx, scale) for scale in dict.fromkeys(scales)]
+
+
+def nominal_cost(ctx: Context) -> list[Candidate]:
+    """The paper's own choice: the most accurate scale, by the same probes, under a budget of d w^2 r^2."""
+    problem = Problem(ctx.run, current_budgets(ctx.run), "polynomial")
+    scales = problem.costs.candidates
+    accuracy = problem.accuracy.estimate(scales)[0]
+    cost = np.array([scale.nominal_cost for scale in scales])
+    chosen = []
+    for budget in np.geomspace(1.0, cost.min(), 60):
+        affordable = np.flatnonzero(cost <= budget + 1e-12)
+        chosen.append(scales[affordable[np.argmax(accuracy[affordable])]])
+    return [_at(ctx, scale) for scale in dict.fromkeys(chosen)]
+
+
+def torch_pruning_line(ctx: Context, round_to: int | None) -> list[Candidate]:
+    """Torch-Pruning as its README uses it: group L2 importance, widths chosen globally, the classifier left alone."""
+
+    def at(ratio: float) -> Candidate:
+        def build() -> tuple[nn.Module, int]:
+            model = copy.deepcopy(ctx.base)
+            classes = len(ctx.classes)
+            heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
+            torch_pruning.pruner.MetaPruner(
+                model,
+                ctx.example[:1],
+                importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+                global_pruning=True,
+                pruning_ratio=ratio,
+                ignored_layers=heads,
+                round_to=round_to,
+            ).step()
+            model(ctx.example[:2])
+            return model, ctx.data.size
+
+        return Candidate(f"ratio={ratio:.2f}", build)
+
+    return [_at(ctx, BASE), *(at(float(ratio)) for ratio in np.arange(0.04, 0.9, 0.03))]
+
+
+def lines(ctx: Context) -> dict[str, list[Candidate]]:
+    """Every rival's line, from the base to its smallest network."""
+    return {
+        "torch-pruning": torch_pruning_line(ctx, None),
+        "torch-pruning, round_to=8": torch_pruning_line(ctx, 8),
+        "width only": width_only(ctx),
+        "depth only": depth_only(ctx),
+        "resolution only": resolution_only(ctx),
+        "nominal cost d w^2 r^2": nominal_cost(ctx),
+        "compound by hand": compound(ctx),
+    }
+
+
+def built(candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, nn.Module, int]]:
+    """Each candidate's network; one that cannot be built ends the line, as all behind it are smaller still."""
+    for candidate in candidates:
+        try:
+            model, size = candidate.build()
+            with torch.inference_mode():
+                model.eval()(torch.zeros(1, 3, size, size))
+        except Exception as error:
+            print(f"  the line ends before {candidate.label}: {error}")
+            return
+        yield candidate, model, size
