@@ -16,12 +16,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from device_profiles.devices.base import Device, DeviceInfo, DeviceState, Predicted, Round, Session
+from device_profiles.devices.base import (
+    Delegation,
+    Device,
+    DeviceInfo,
+    DeviceState,
+    Loaded,
+    Predicted,
+    Round,
+    Session,
+    check_delegate,
+)
 from device_profiles.errors import DeviceError
 from device_profiles.robust import median, median_interval, sign_confidence
+from device_profiles.thermal import Gate, wait_until_ready
 
 DRIFT_LIMIT = 0.05  # what two halves of a measurement may differ by
 SPREAD_LIMIT = 0.05  # half-width of the interval, relative, from which on a latency is called uncertain
+# From here on a strict measurement is refused: such numbers are off by more than any choice between networks matters.
+_DRIFT_REFUSED = 0.25
+_SPREAD_REFUSED = 0.5
 _ROUNDS_FOR_95 = 6  # order statistics of fewer values cannot carry 95 %
 _WARM_UP_S = 0.1
 
@@ -57,9 +71,11 @@ class Measurement:
     percentile over single runs, disturbances included. runs: timed runs in all. init_ms: time to load the file.
     peak_memory_mb: most memory (10^6 bytes, resident) of a process that runs this file alone, runtime included.
 
-    origin: "measured", or "predicted" for a device that is not there. Then nothing ran: there are no rounds and no
-    runs, p50_ms and p90_ms are the latency itself, low_ms and high_ms come from the guaranteed error of the prediction,
-    and init_ms is 0.
+    delegation: what ran the graph and how much of it; None where the runtime does not tell.
+
+    origin: "measured"; "emulated" for times of an emulator, which say nothing of a real device; or "predicted" for a
+    device that is not there. Then nothing ran: there are no rounds and no runs, p50_ms and p90_ms are the latency
+    itself, low_ms and high_ms come from the guaranteed error of the prediction, and init_ms is 0.
     """
 
     latency_ms: float
@@ -74,6 +90,7 @@ class Measurement:
     runtime: str
     threads: int
     origin: str = "measured"
+    delegation: Delegation | None = None
 
     @property
     def spread(self) -> float:
@@ -85,10 +102,11 @@ class Measurement:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
         fields = {key: value for key, value in data.items() if key != "spread"}  # derived
-        return cls(**{**fields, "round_minima_ms": tuple(data["round_minima_ms"])})
+        delegation = Delegation.of(fields.get("delegation"))
+        return cls(**{**fields, "round_minima_ms": tuple(data["round_minima_ms"]), "delegation": delegation})
 
     @classmethod
-    def of(cls, rounds: list[Round], *, init_ms: float, runtime: str, threads: int) -> Measurement:
+    def of(cls, rounds: list[Round], loaded: Loaded, *, threads: int, origin: str = "measured") -> Measurement:
         minima = tuple(one.minimum_ms for one in rounds)
         low, high = median_interval(minima)
         return cls(
@@ -99,10 +117,12 @@ class Measurement:
             p90_ms=median([one.p90_ms for one in rounds]),
             round_minima_ms=minima,
             runs=sum(one.runs for one in rounds),
-            init_ms=init_ms,
+            init_ms=loaded.init_ms,
             peak_memory_mb=max((one.peak_memory_mb for one in rounds if one.peak_memory_mb is not None), default=None),
-            runtime=runtime,
+            runtime=loaded.runtime,
             threads=threads,
+            origin=origin,
+            delegation=loaded.delegation,
         )
 
     @classmethod
@@ -125,7 +145,10 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Report:
-    """What a benchmark found. before, after: the device's state around the rounds. warnings: sentences for the user."""
+    """What a benchmark found. before, after: the device's state around the rounds. warnings: sentences for the user.
+
+    delegate, core_mask: what was asked for. waited_s: how long the device was left to cool before.
+    """
 
     device: DeviceInfo
     protocol: Protocol
@@ -133,6 +156,9 @@ class Report:
     before: DeviceState
     after: DeviceState
     warnings: list[str]
+    delegate: str = "cpu"
+    core_mask: int | None = None
+    waited_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -142,18 +168,21 @@ class Report:
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
             "warnings": list(self.warnings),
+            "delegate": self.delegate,
+            "core_mask": self.core_mask,
+            "waited_s": self.waited_s,
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Report:
-        return cls(
-            device=DeviceInfo.from_dict(data["device"]),
-            protocol=Protocol(**data["protocol"]),
-            measurements={name: Measurement.from_dict(one) for name, one in data["measurements"].items()},
-            before=DeviceState.from_dict(data["before"]),
-            after=DeviceState.from_dict(data["after"]),
-            warnings=list(data["warnings"]),
-        )
+        parts = {
+            "device": DeviceInfo.from_dict(data["device"]),
+            "protocol": Protocol(**data["protocol"]),
+            "measurements": {name: Measurement.from_dict(one) for name, one in data["measurements"].items()},
+            "before": DeviceState.from_dict(data["before"]),
+            "after": DeviceState.from_dict(data["after"]),
+        }
+        return cls(**{**data, **parts})
 
 
 def benchmark(
@@ -164,38 +193,54 @@ def benchmark(
     min_runs: int = 8,
     min_seconds: float = 0.25,
     threads: int | None = None,
+    delegate: str = "cpu",
+    core_mask: int | None = None,
     seed: int = 0,
+    gate: Gate | None = None,
+    strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
     timeout_s: float = 120.0,
 ) -> Report:
     """Measure the files (name -> path) on the device, together.
 
-    rounds, min_runs, min_seconds, seed: see `Protocol`. threads: the profile's unless given. progress: called with
-    (file-rounds done, in all). timeout_s: how long one load or one round may take before the device counts as hanging.
+    rounds, min_runs, min_seconds, seed: see `Protocol`. threads: the profile's unless given. delegate, core_mask: see
+    `Device.session`. gate: how long a hot device may cool down before. strict: refuse a measurement that other
+    programs or heat disturbed too much, where else a warning stands in the report. progress: called with (file-rounds
+    done, in all). timeout_s: how long one load or one round may take before the device counts as hanging.
     A device that only predicts (`Device.predictions`) is asked for that instead, and the rounds are left out.
-    Raises DeviceError, with nothing measured, for files the device cannot run and for a device that fails on the way.
+    Raises DeviceError, with nothing measured, for files the device cannot run, for a device that is or becomes too hot,
+    and for one that fails on the way.
     """
     protocol = Protocol(rounds, min_runs, min_seconds, seed)
     threads = device.profile.threads if threads is None else threads
     if threads < 1:
         raise DeviceError(f"threads = {threads} is too few: a file runs in at least 1")
     info = device.describe()
-    _check_files(files, info)
+    check_delegate(delegate, info)
+    check_files(files, info)
     predicted = device.predictions(files, threads=threads)
     if predicted is not None:
-        found = {name: Measurement.predicted(one, threads=threads) for name, one in predicted.items()}
-        sentences = list(dict.fromkeys(one.warning for one in predicted.values()))
-        return Report(info, protocol, found, device.state(), device.state(), sentences)
-    before = device.state()
-    with device.session(files, threads=threads, timeout_s=timeout_s) as session:
+        return _predicted(info, protocol, predicted, device.state(), threads)
+    before, waited_s = wait_until_ready(device, gate or Gate())
+    how = {"threads": threads, "delegate": delegate, "core_mask": core_mask}
+    with device.session(files, timeout_s=timeout_s, **how) as session:  # type: ignore[arg-type]
         times = _interleave(session, list(files), protocol, progress)
         loaded = {name: session.loaded(name) for name in files}
     after = device.state()
-    measurements = {
-        name: Measurement.of(times[name], init_ms=one.init_ms, runtime=one.runtime, threads=threads)
-        for name, one in loaded.items()
-    }
-    return Report(info, protocol, measurements, before, after, _warnings(measurements, before, after, threads))
+    origin = "emulated" if info.emulated else "measured"
+    found = {name: Measurement.of(times[name], one, threads=threads, origin=origin) for name, one in loaded.items()}
+    _refuse(info, found, after, strict=strict)
+    emulated = [f"{info.name} is emulated: its times say nothing of a real device"] if info.emulated else []
+    warnings = emulated + _warnings(found, before, after, threads)
+    return Report(info, protocol, found, before, after, warnings, delegate, core_mask, waited_s)
+
+
+def _predicted(
+    info: DeviceInfo, protocol: Protocol, each: Mapping[str, Predicted], state: DeviceState, threads: int
+) -> Report:
+    found = {name: Measurement.predicted(one, threads=threads) for name, one in each.items()}
+    sentences = list(dict.fromkeys(one.warning for one in each.values()))
+    return Report(info, protocol, found, state, state, sentences)
 
 
 def drift(measurements: Mapping[str, Measurement]) -> float:
@@ -232,15 +277,43 @@ def _interleave(
     return times
 
 
-def _check_files(files: Mapping[str, Path], info: DeviceInfo) -> None:
+def check_files(files: Mapping[str, Path], info: DeviceInfo) -> None:
+    """Raises DeviceError for no files, for one that is missing, and for one that the device has no runtime for."""
     if not files:
         raise DeviceError("there is no file to measure: name at least one")
     for path in files.values():
         if not path.is_file():
             raise DeviceError(f"{path}: there is no such file to measure")
-        if path.suffix.lower() not in info.runtimes:
+        suffix = path.suffix.lower()
+        if suffix not in info.runtimes:
             can = ", ".join(f"{suffix} ({runtime})" for suffix, runtime in sorted(info.runtimes.items())) or "nothing"
-            raise DeviceError(f"{path}: the device {info.name} has no runtime for {path.suffix!r} files; it runs {can}")
+            remedy = next((f"; for {hint}" for hint in info.hints if hint.startswith(f"{suffix} files")), "")
+            raise DeviceError(
+                f"{path}: the device {info.name} has no runtime for {suffix!r} files; it runs {can}{remedy}"
+            )
+
+
+def _refuse(info: DeviceInfo, found: Mapping[str, Measurement], after: DeviceState, *, strict: bool) -> None:
+    """Raises DeviceError where the numbers would mislead."""
+    change = drift(found)
+    if change > DRIFT_LIMIT and after.hot:
+        raise DeviceError(
+            f"{info.name} throttled while it was measured: it {after.hot}, and the second half of the rounds was "
+            f"{change:.0%} slower than the first; let it cool, or measure fewer files at a time"
+        )
+    if not strict:
+        return
+    if abs(change) > _DRIFT_REFUSED:
+        raise DeviceError(
+            f"{info.name} drifted by {change:+.0%} from the first to the second half of the rounds, so no latency can "
+            "be told; close other programs, let it come to rest and measure again"
+        )
+    for name, one in found.items():
+        if one.spread > _SPREAD_REFUSED:
+            raise DeviceError(
+                f"{name}: the rounds disagree by ±{one.spread:.0%}, so no latency can be told; close other programs "
+                "or ask for more and longer rounds"
+            )
 
 
 def _warnings(
@@ -255,6 +328,8 @@ def _warnings(
         found.append(
             f"other programs kept {busiest:.0%} of the processor busy; close them, or take the latencies as too high"
         )
+    if after.hot:
+        found.append(f"the device became hot: it {after.hot}; later latencies may be longer")
     if abs(change := drift(measurements)) > DRIFT_LIMIT:
         way = "slower" if change > 0 else "faster"
         found.append(

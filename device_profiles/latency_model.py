@@ -57,7 +57,7 @@ class LatencyModel:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if problem := _RULES[field.name](value):
-                raise ProfileError(f"{field.name} = {_short(value)} {problem}")
+                raise ProfileError(f"{field.name} = {short(value)} {problem}")
         if not self.typical_error <= self.guaranteed_error:
             raise ProfileError(f"typical_error = {self.typical_error} must not exceed guaranteed_error")
         if stray := sorted(set(self.ms_per_gmac) - set(self.ms_per_million_activations)):
@@ -72,7 +72,7 @@ class LatencyModel:
     def from_table(cls, table: object) -> LatencyModel:
         """The model in a TOML table; raises ProfileError naming the key."""
         if not isinstance(table, Mapping):
-            raise ProfileError(f"latency = {_short(table)} must be tables, each headed [[latency]]")
+            raise ProfileError(f"latency = {short(table)} must be tables, each headed [[latency]]")
         fields = [field.name for field in dataclasses.fields(cls)]
         if unknown := [key for key in table if key not in fields]:
             near = difflib.get_close_matches(unknown[0], fields, n=1)
@@ -87,7 +87,8 @@ class LatencyModel:
             raise ProfileError(f"[[latency]]: {error}") from error
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value as it stands in an error, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -143,7 +144,7 @@ def _per_kind(value: object) -> str | None:
         if kind not in _KINDS:
             return f"has {kind!r}, which is no kind of operator with a cost; these are {', '.join(sorted(_KINDS))}"
         if problem := _number(_MOST)(number):
-            return f"has a wrong entry: {kind} = {_short(number)} {problem}"
+            return f"has a wrong entry: {kind} = {short(number)} {problem}"
     return None
 
 

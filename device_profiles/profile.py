@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import os
 import re
 import tempfile
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from device_profiles.errors import ProfileError
-from device_profiles.latency_model import LatencyModel
+from device_profiles.latency_model import LatencyModel, short
 
 SCHEMA = 1
 CATALOG = Path(__file__).parent / "catalog"
 _MOST_BYTES = 1_000_000
+STEP_KINDS = ("dense", "pointwise", "depthwise")
 FORMAT_OF_RUNTIME = {"onnxruntime": "onnx", "litert": "tflite"}
 
 
@@ -27,9 +29,11 @@ class DeviceProfile:
     """One device as a place where artifacts run; a value that breaks the schema raises ProfileError.
 
     runtime and format belong together (onnxruntime runs onnx, litert runs tflite). threads: how many the runtime may
-    use. channel_step: widths that are multiples of it are fast here. soc and cores are left out of a profile whose
-    device can be asked. provenance: in words, where each figure of the profile comes from. latency: for the kind
-    "predicted", and only there, a model for each number of threads that it can be predicted for.
+    use. channel_step: widths that are multiples of it are fast here; channel_steps: the same as it was measured per
+    kind of convolution (`STEP_KINDS`). soc and cores are left out of a profile whose device can be asked. provenance:
+    in words, where each figure of the profile comes from. latency: a model for each number of threads that the latency
+    can be predicted for; a profile of the kind "predicted" has at least that of its own threads. address: where the
+    device is, for the kinds that are connected: ssh://user@host, or the serial number that adb lists.
     """
 
     name: str
@@ -44,6 +48,8 @@ class DeviceProfile:
     soc: str | None = None
     cores: int | None = None
     latency: tuple[LatencyModel, ...] = ()
+    channel_steps: dict[str, int] | None = None
+    address: str | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -52,7 +58,7 @@ class DeviceProfile:
             if value is None and optional:
                 continue
             if problem := _RULES[field.name](value):
-                raise ProfileError(f"{field.name} = {value!r} {problem}")
+                raise ProfileError(f"{field.name} = {short(value)} {problem}")
         if FORMAT_OF_RUNTIME[self.runtime] != self.format:
             wanted = FORMAT_OF_RUNTIME[self.runtime]
             raise ProfileError(
@@ -62,23 +68,19 @@ class DeviceProfile:
 
     def covers(self, macs: int, input_elements: int) -> bool:
         """Whether the latency of a network of that size can be had: always on a device, else within what was fitted."""
+        if self.kind != "predicted":
+            return True
         return all(model.covers(macs, input_elements) for model in self.latency if model.threads == self.threads)
 
     def _check_latency(self) -> None:
-        if self.kind != "predicted":
-            if self.latency:
-                raise ProfileError(
-                    f"[[latency]] has no place in a profile of the kind {self.kind!r}, which is measured"
-                )
-            return
-        if self.precision != "float32":
+        if self.latency and self.precision != "float32":
             raise ProfileError(
                 f"precision = {self.precision!r} cannot be predicted, only 'float32'; for others connect the device"
             )
         threads = [model.threads for model in self.latency]
         if len(set(threads)) < len(threads):
             raise ProfileError("two tables [[latency]] are for the same threads")
-        if self.threads not in threads:
+        if self.kind == "predicted" and self.threads not in threads:
             raise ProfileError(f"threads = {self.threads} has no table [[latency]] to be predicted from")
 
 
@@ -87,8 +89,21 @@ def catalog() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in CATALOG.glob("*.toml")))
 
 
+def user_folder() -> Path:
+    """Where the user's own profiles are kept: $MOBILEPRUNE_PROFILES, or mobileprune/profiles in the configuration."""
+    if given := os.environ.get("MOBILEPRUNE_PROFILES"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "mobileprune" / "profiles"
+
+
+def user_profiles() -> tuple[str, ...]:
+    """The names of the profiles in the user's folder, sorted; those of the catalog keep their meaning."""
+    return tuple(sorted({path.stem for path in user_folder().glob("*.toml")} - set(catalog())))
+
+
 def load_profile(name_or_path: str | Path) -> DeviceProfile:
-    """The profile of that name in the catalog, or the one in that file (anything with a folder or ending in .toml).
+    """The profile of that name in the catalog or in the user's folder, or the one in that file (anything with a folder
+    or ending in .toml).
 
     Raises ProfileError for an unknown name (saying which are near and which exist) and for a file that is missing, is
     no TOML or breaks the schema (naming the file and the key).
@@ -96,18 +111,20 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or text.endswith(".toml") or os.sep in text:
         return read_profile(Path(name_or_path))
-    known = catalog()
-    if text not in known:
-        if wanted := re.search(r"gpu|npu|tpu|nnapi|dsp|hexagon|u?int8|quant|fp16|float16", text.lower()):
-            raise ProfileError(
-                f"no device profile is called {text!r}: {wanted[0]} latencies are not predicted, because what is "
-                "published cannot carry it; connect the phone and measure them, or choose one of the catalog: "
-                + ", ".join(known)
-            )
-        near = difflib.get_close_matches(text.lower(), known, n=2)
-        hint = f" did you mean {' or '.join(near)}?" if near else ""
-        raise ProfileError(f"no device profile is called {text!r};{hint} the catalog has: {', '.join(known)}")
-    return read_profile(CATALOG / f"{text}.toml")
+    if text in catalog():
+        return read_profile(CATALOG / f"{text}.toml")
+    if text in user_profiles():
+        return read_profile(user_folder() / f"{text}.toml")
+    known = (*catalog(), *user_profiles())
+    if wanted := re.search(r"gpu|npu|tpu|nnapi|dsp|hexagon|u?int8|quant|fp16|float16", text.lower()):
+        raise ProfileError(
+            f"no device profile is called {text!r}: {wanted[0]} latencies are not predicted, because what is "
+            "published cannot carry it; connect the phone and measure them, or choose one of the catalog: "
+            + ", ".join(known)
+        )
+    near = difflib.get_close_matches(text.lower(), known, n=2)
+    hint = f" did you mean {' or '.join(near)}?" if near else ""
+    raise ProfileError(f"no device profile is called {text!r};{hint} the catalog has: {', '.join(known)}")
 
 
 def read_profile(path: Path) -> DeviceProfile:
@@ -123,7 +140,7 @@ def read_profile(path: Path) -> DeviceProfile:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"{path}: the device profile is not valid TOML: {error}") from error
     try:
-        return _from_table(table)
+        return from_table(table)
     except ProfileError as error:
         raise ProfileError(f"{path}: {error}") from error
 
@@ -132,8 +149,7 @@ def write_profile(profile: DeviceProfile, path: Path) -> None:
     """Write the profile as TOML that `read_profile` gives back equal; the file appears whole or not at all."""
     import tomli_w
 
-    filled = {key: value for key, value in dataclasses.asdict(profile).items() if value is not None and value != ()}
-    text = tomli_w.dumps({"schema": SCHEMA, **filled}, multiline_strings=True)
+    text = tomli_w.dumps(to_table(profile), multiline_strings=True)
     try:
         handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
@@ -151,7 +167,31 @@ def write_profile(profile: DeviceProfile, path: Path) -> None:
         Path(beside).unlink(missing_ok=True)
 
 
-def _from_table(table: Mapping[str, Any]) -> DeviceProfile:
+def save_profile(profile: DeviceProfile) -> Path:
+    """Write the profile into the user's folder under its name, where `load_profile` finds it; returns where.
+
+    Raises ProfileError for a name of the catalog and where it cannot be written.
+    """
+    if profile.name in catalog():
+        raise ProfileError(f"the name {profile.name!r} is one of the catalog's; give the profile another one")
+    path = user_folder() / f"{profile.name}.toml"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ProfileError(f"{path.parent}: the folder cannot be made: {error.strerror}") from error
+    write_profile(profile, path)
+    return path
+
+
+def to_table(profile: DeviceProfile) -> dict[str, Any]:
+    """The profile as numbers, texts, lists and tables, for TOML or JSON; `from_table` is its inverse."""
+    filled = {key: value for key, value in dataclasses.asdict(profile).items() if value is not None and value != ()}
+    table: dict[str, Any] = json.loads(json.dumps({"schema": SCHEMA, **filled}))
+    return table
+
+
+def from_table(table: Mapping[str, Any]) -> DeviceProfile:
+    """The profile in a table; raises ProfileError naming the key that breaks the schema."""
     fields = {field.name: field for field in dataclasses.fields(DeviceProfile)}
     allowed = ["schema", *fields]
     for key in table:
@@ -202,6 +242,23 @@ def _identifier(value: object) -> str | None:
     return "must be 1 to 64 of the characters a-z, 0-9, '.', '_' and '-', starting with a letter or digit"
 
 
+def _address(value: object) -> str | None:
+    if isinstance(value, str) and 0 < len(value) <= 512 and value.isprintable() and not value.startswith("-"):
+        return None
+    return "must be a line of text that does not start with '-'"
+
+
+def _steps(value: object) -> str | None:
+    if not isinstance(value, dict) or not value:
+        return "must be a table with a number for each kind of convolution"
+    for kind, step in value.items():
+        if kind not in STEP_KINDS:
+            return f"has {kind!r}, which is no kind of convolution with a step; these are {', '.join(STEP_KINDS)}"
+        if problem := _integer(1, 256)(step):
+            return f"has a wrong entry: {kind} = {step!r} {problem}"
+    return None
+
+
 def _is_models(value: object) -> bool:
     return isinstance(value, tuple) and all(isinstance(one, LatencyModel) for one in value)
 
@@ -209,7 +266,7 @@ def _is_models(value: object) -> bool:
 _RULES: dict[str, _Rule] = {
     "name": _identifier,
     "title": _text,
-    "kind": _one_of("host", "predicted"),
+    "kind": _one_of("host", "adb", "ssh", "predicted"),
     "runtime": _one_of(*FORMAT_OF_RUNTIME),
     "format": _one_of(*FORMAT_OF_RUNTIME.values()),
     "precision": _one_of("float32", "float16", "int8"),
@@ -218,5 +275,7 @@ _RULES: dict[str, _Rule] = {
     "provenance": _text,
     "soc": _text,
     "cores": _integer(1, 4096),
+    "channel_steps": _steps,
+    "address": _address,
     "latency": lambda value: None if _is_models(value) else "must be tables, each headed [[latency]]",
 }

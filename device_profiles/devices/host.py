@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 
-from device_profiles.devices.base import Device, DeviceInfo, DeviceState, Loaded, Round, Session
+from device_profiles.devices.base import Device, DeviceInfo, DeviceState, Session, check_delegate
 from device_profiles.profile import DeviceProfile
 from device_profiles.runners import worker
-from device_profiles.runners.client import WorkerClient
+from device_profiles.runners.client import WorkerClient, WorkerSession, missing_runtimes
 
 _BUSY_SAMPLE_S = 0.25
 
@@ -27,6 +27,7 @@ class HostDevice(Device):
         self._clients: set[WorkerClient] = set()
 
     def describe(self) -> DeviceInfo:
+        runtimes = worker.runtimes()
         system = f"{platform.system()} {platform.release()} {platform.machine()}"
         return DeviceInfo(
             name=self.profile.name,
@@ -35,7 +36,9 @@ class HostDevice(Device):
             soc=self.profile.soc or _processor_name(),
             cores=_cores(),
             os=system,
-            runtimes=worker.runtimes(),
+            runtimes=runtimes,
+            abi=platform.machine(),
+            hints=missing_runtimes(runtimes),
         )
 
     def state(self) -> DeviceState:
@@ -50,17 +53,24 @@ class HostDevice(Device):
         )
 
     @contextlib.contextmanager
-    def session(self, files: Mapping[str, Path], *, threads: int, timeout_s: float) -> Iterator[Session]:
+    def session(
+        self,
+        files: Mapping[str, Path],
+        *,
+        threads: int,
+        timeout_s: float,
+        delegate: str = "cpu",
+        core_mask: int | None = None,
+    ) -> Iterator[Session]:
+        check_delegate(delegate, self.describe())
         clients: dict[str, WorkerClient] = {}
         try:
             for name, path in files.items():
                 clients[name] = self._start(str(path), threads)
-            loaded = {}
+            session = WorkerSession(clients, timeout_s)
             for name, path in files.items():
-                request = {"do": "load", "path": str(path.resolve()), "threads": threads}
-                answer = clients[name].ask(request, timeout_s=timeout_s)
-                loaded[name] = Loaded(init_ms=answer["init_ms"], runtime=answer["runtime"])
-            yield _HostSession(clients, loaded, timeout_s)
+                session.load(name, str(path.resolve()), threads=threads, core_mask=core_mask)
+            yield session
         finally:
             self._end(list(clients.values()))
 
@@ -79,21 +89,6 @@ class HostDevice(Device):
         client = WorkerClient(command, label, environment)
         self._clients.add(client)
         return client
-
-
-class _HostSession(Session):
-    def __init__(self, clients: Mapping[str, WorkerClient], loaded: Mapping[str, Loaded], timeout_s: float) -> None:
-        self._clients = clients
-        self._loaded = loaded
-        self._timeout_s = timeout_s
-
-    def loaded(self, name: str) -> Loaded:
-        return self._loaded[name]
-
-    def time_round(self, name: str, *, min_runs: int, min_seconds: float) -> Round:
-        request = {"do": "round", "min_runs": min_runs, "min_seconds": min_seconds}
-        answer = self._clients[name].ask(request, timeout_s=self._timeout_s + min_seconds)
-        return Round.of([us / 1e3 for us in answer["times_us"]], answer["peak_memory_mb"])
 
 
 def _cores() -> int:

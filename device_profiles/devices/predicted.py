@@ -50,7 +50,15 @@ class PredictedDevice(Device):
         model = self.model(threads)
         return {name: self._predict(path, model) for name, path in files.items()}
 
-    def session(self, files: Mapping[str, Path], *, threads: int, timeout_s: float) -> AbstractContextManager[Session]:
+    def session(
+        self,
+        files: Mapping[str, Path],
+        *,
+        threads: int,
+        timeout_s: float,
+        delegate: str = "cpu",
+        core_mask: int | None = None,
+    ) -> AbstractContextManager[Session]:
         raise DeviceError(
             f"the device {self.profile.name} is predicted, so nothing can be run or timed on it. {NEEDS_A_DEVICE}"
         )

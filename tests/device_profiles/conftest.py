@@ -13,6 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 Save = Callable[..., Path]
 
 
+@pytest.fixture(autouse=True)
+def no_phone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A phone on the desk must not change what "pixel" means in a test."""
+    monkeypatch.setenv("MOBILEPRUNE_ADB", "no-adb-in-tests")
+
+
 @pytest.fixture
 def save_onnx(tmp_path: Path) -> Save:
     """Saves a graph: save(nodes, input shape, output shape, weights={name: shape}, opset=20) -> path."""

@@ -2,63 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from scripted import ScriptedDevice, steady
 
 from device_profiles.benchmark import Report, benchmark, drift
-from device_profiles.devices.base import Device, DeviceInfo, DeviceState, Loaded, Round, Session
+from device_profiles.devices.base import Delegation, DeviceState
 from device_profiles.errors import DeviceError
-from device_profiles.profile import load_profile
-
-Script = Callable[[str, int], list[float]]  # file name and number of its round -> the times of its runs, ms
-
-
-class ScriptedSession(Session):
-    """Answers from the script; the warm-up is round -1."""
-
-    def __init__(self, script: Script) -> None:
-        self.script = script
-        self.asked: list[tuple[str, int, float]] = []
-
-    def loaded(self, name: str) -> Loaded:
-        return Loaded(init_ms=5.0, runtime="scripted 1.0")
-
-    def time_round(self, name: str, *, min_runs: int, min_seconds: float) -> Round:
-        number = sum(one[0] == name for one in self.asked) - 1
-        self.asked.append((name, min_runs, min_seconds))
-        return Round.of(self.script(name, number), peak_memory_mb=10.0 + max(number, 0))
-
-
-class ScriptedDevice(Device):
-    def __init__(self, script: Script, busy: tuple[float | None, float | None] = (0.0, 0.0), cores: int = 2) -> None:
-        self.profile = load_profile("host")
-        self.script = script
-        self.busy = list(busy)
-        self.cores = cores
-        self.sessions: list[ScriptedSession] = []
-        self.open = 0
-
-    def describe(self) -> DeviceInfo:
-        return DeviceInfo("scripted", "host", "a script", "none", self.cores, "none", {".onnx": "scripted 1.0"})
-
-    def state(self) -> DeviceState:
-        return DeviceState(cores=self.cores, busy=self.busy.pop(0))
-
-    @contextlib.contextmanager
-    def session(self, files: Mapping[str, Path], *, threads: int, timeout_s: float) -> Iterator[Session]:
-        self.sessions.append(ScriptedSession(self.script))
-        self.open += 1
-        try:
-            yield self.sessions[-1]
-        finally:
-            self.open -= 1
-
-    def clean_up(self) -> None:
-        self.open = 0
+from device_profiles.thermal import Gate
 
 
 @pytest.fixture
@@ -67,10 +21,6 @@ def files(tmp_path: Path) -> dict[str, Path]:
     for path in paths.values():
         path.touch()
     return paths
-
-
-def steady(name: str, number: int) -> list[float]:
-    return [2.0, 1.0, 4.0]
 
 
 def test_latency_is_the_median_of_the_round_minima(files: dict[str, Path]) -> None:
@@ -139,11 +89,12 @@ def test_an_uncertain_latency_is_named(files: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("busy", [(0.7, 0.0), (0.0, 0.7)])
 def test_a_busy_device_is_said_before_or_after(files: dict[str, Path], busy: tuple[float, float]) -> None:
-    assert any("70% of the processor busy" in one for one in benchmark(ScriptedDevice(steady, busy), files).warnings)
+    device = ScriptedDevice(steady, *(DeviceState(cores=2, busy=one) for one in busy))
+    assert any("70% of the processor busy" in one for one in benchmark(device, files).warnings)
 
 
 def test_a_device_that_does_not_tell_how_busy_it_is_is_not_called_busy(files: dict[str, Path]) -> None:
-    assert benchmark(ScriptedDevice(steady, (None, None)), files).warnings == []
+    assert benchmark(ScriptedDevice(steady, DeviceState(cores=2)), files).warnings == []
 
 
 def test_more_threads_than_cores_are_said(files: dict[str, Path]) -> None:
@@ -205,3 +156,92 @@ def test_a_device_that_fails_midway_leaves_no_session_open(files: dict[str, Path
     with pytest.raises(DeviceError, match="cable"):
         benchmark(device, files)
     assert device.open == 0
+
+
+def test_what_ran_the_graph_is_told(files: dict[str, Path]) -> None:
+    report = benchmark(ScriptedDevice(steady), files)
+    assert report.measurements["a"].delegation == Delegation("XNNPACK", 0.5, 8)
+    assert report.to_dict()["measurements"]["a"]["delegation"] == {"name": "XNNPACK", "share": 0.5, "nodes": 8}
+
+
+def test_a_measurement_written_before_delegates_were_told_is_read(files: dict[str, Path]) -> None:
+    report = benchmark(ScriptedDevice(steady), files)
+    data = json.loads(json.dumps(report.to_dict()))
+    for key in ("delegate", "core_mask", "waited_s"):
+        del data[key]
+    for one in data["measurements"].values():
+        del one["delegation"]
+    for key in ("delegates", "abi", "emulated", "hints"):
+        del data["device"][key]
+    old = Report.from_dict(data)
+    assert old.measurements["a"].latency_ms == report.measurements["a"].latency_ms
+    assert old.measurements["a"].delegation is None
+
+
+def test_delegate_and_cores_reach_the_device(files: dict[str, Path]) -> None:
+    device = ScriptedDevice(steady)
+    device.info = replace(device.info, delegates=("cpu", "gpu"))
+    report = benchmark(device, files, delegate="gpu", core_mask=0xF0, threads=2)
+    assert (report.delegate, report.core_mask) == ("gpu", 0xF0)
+    asked = device.asked[0]
+    assert (asked["delegate"], asked["core_mask"], asked["threads"]) == ("gpu", 0xF0, 2)
+
+
+@pytest.mark.parametrize(("delegate", "said"), [("gpu", "runs files on its cpu only, not on gpu"), ("npu", "does not")])
+def test_a_delegate_that_is_not_there_is_refused(files: dict[str, Path], delegate: str, said: str) -> None:
+    device = ScriptedDevice(steady)
+    with pytest.raises(DeviceError, match=said):
+        benchmark(device, files, delegate=delegate)
+    assert device.sessions == []
+
+
+def test_a_missing_runtime_comes_with_its_remedy(tmp_path: Path) -> None:
+    device = ScriptedDevice(steady)
+    device.info = replace(device.info, hints=(".pte files: pip install executorch",))
+    (tmp_path / "net.pte").touch()
+    with pytest.raises(DeviceError, match=r"no runtime for '\.pte' files; .*for \.pte files: pip install executorch"):
+        benchmark(device, {"a": tmp_path / "net.pte"})
+
+
+def test_an_emulated_device_is_labelled(files: dict[str, Path]) -> None:
+    device = ScriptedDevice(steady)
+    device.info = replace(device.info, emulated=True)
+    report = benchmark(device, files)
+    assert {one.origin for one in report.measurements.values()} == {"emulated"}
+    assert report.warnings == ["scripted is emulated: its times say nothing of a real device"]
+
+
+COOL = DeviceState(cores=2, busy=0.0, temperature_c=50.0, temperature_limit_c=80.0)
+HOT = replace(COOL, temperature_c=79.0)
+
+
+def test_a_device_that_throttled_on_the_way_is_refused(files: dict[str, Path]) -> None:
+    device = ScriptedDevice(lambda name, number: [1.1 if number > 3 else 1.0], COOL, HOT)
+    with pytest.raises(DeviceError, match=r"scripted throttled .* is at 79 °C and slows down at 80 °C, .* 10% slower"):
+        benchmark(device, files)
+
+
+def test_a_device_that_became_hot_without_slowing_down_is_said(files: dict[str, Path]) -> None:
+    warnings = benchmark(ScriptedDevice(steady, COOL, HOT), files).warnings
+    assert warnings == ["the device became hot: it is at 79 °C and slows down at 80 °C; later latencies may be longer"]
+
+
+def test_a_hot_device_is_left_to_cool_and_the_wait_is_told(files: dict[str, Path]) -> None:
+    device = ScriptedDevice(steady, HOT, HOT, COOL)
+    assert benchmark(device, files, gate=Gate(sleep=lambda seconds: None)).waited_s == 10.0
+
+
+def test_a_strict_measurement_refuses_drift_and_disagreement(files: dict[str, Path]) -> None:
+    def drifting(name: str, number: int) -> list[float]:
+        return [1.5 if number > 3 else 1.0]
+
+    def torn(name: str, number: int) -> list[float]:
+        return [1.0 + 9 * (name == "b" and number % 2)]
+
+    with pytest.raises(DeviceError, match=r"scripted drifted by \+50%"):
+        benchmark(ScriptedDevice(drifting), files, strict=True)
+    with pytest.raises(DeviceError, match=r"b: the rounds disagree by ±\d+%"):
+        benchmark(ScriptedDevice(torn), files, rounds=8, strict=True)
+    for script in (drifting, torn):
+        assert benchmark(ScriptedDevice(script), files, rounds=8).warnings
+    assert benchmark(ScriptedDevice(steady), files, strict=True).warnings == []

@@ -172,7 +172,7 @@ def test_the_worker_is_one_file_that_runs_alone(tmp_path: Path, small_onnx: Path
     copy = alone / "worker.py"
     copy.write_text(Path(worker.__file__).read_text())
     requests = [
-        {"do": "runtimes"},
+        {"do": "describe"},
         {"do": "round", "min_runs": 1, "min_seconds": 0},
         {"do": "dance"},
         {"do": "load", "path": "weights.pth", "threads": 1},
@@ -192,7 +192,7 @@ def test_the_worker_is_one_file_that_runs_alone(tmp_path: Path, small_onnx: Path
     assert versions["runtimes"][".onnx"] == loaded["runtime"]
     assert early == {"error": "no file is loaded yet"}
     assert unknown == {"error": "unknown request 'dance'"}
-    assert suffix == {"error": "only .onnx and .tflite files can be run"}
+    assert suffix == {"error": "only .onnx, .tflite, .pte files can be run"}
     assert len(timed["times_us"]) == 5
     assert min(timed["times_us"]) > 0
 

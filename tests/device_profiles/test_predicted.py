@@ -176,7 +176,6 @@ def test_a_measurement_of_before_there_were_predictions_is_read_as_measured() ->
     ("old", "new", "said"),
     [
         ('precision = "float32"', 'precision = "int8"', "precision = 'int8' cannot be predicted, .*connect the device"),
-        ('kind = "predicted"', 'kind = "host"', r"\[\[latency\]\] has no place in a profile of the kind 'host'"),
         ("\nthreads = 1\nchannel", "\nthreads = 3\nchannel", r"threads = 3 has no table \[\[latency\]\]"),
         ("[[latency]]\nthreads = 2", "[[latency]]\nthreads = 1", "two tables .* same threads"),
         ("[[latency]]\nthreads = 1", "[[latency]]\nthreads = true", r"\[\[latency\]\]: threads = True must be a whole"),

@@ -1,0 +1,111 @@
+"""Which device a --device means: a phone or board that is connected, or a profile.
+
+    host                    this machine
+    adb, adb://SERIAL       the connected phone
+    ssh://user@host         a board
+    pixel, pixel-3, ...     that phone where it is connected, measured; else its shipped profile, predicted
+    NAME, path.toml         a profile; one that was measured predicts where its device is not connected
+
+The answer may change with what is plugged in. Who needs the same one tomorrow keeps the profile (`to_table`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from device_profiles.devices import adb, ssh
+from device_profiles.errors import DeviceError
+from device_profiles.profile import DeviceProfile, load_profile
+
+_PREDICTED = " (predicted)"
+_ANY_PIXEL = "pixel"
+_FIRST_PIXEL = {"google pixel": "google pixel 1"}  # what the first one calls itself
+
+
+def resolve(device: str | Path) -> DeviceProfile:
+    """The profile of the device that is meant, asked of the device itself where one is connected.
+
+    Raises DeviceError for a device that is named by its address and cannot be reached, for a phone that is meant and
+    connected but not usable, and where several are meant; ProfileError for a name that does not exist.
+    """
+    text = str(device)
+    if isinstance(device, str) and adb.is_address(text):
+        return adb.profile_of(text)
+    if isinstance(device, str) and text.startswith("ssh:"):
+        return ssh.profile_of(text)
+    profile = load_profile(device)
+    if profile.kind == "predicted":
+        return _phone_of(profile) or profile
+    if profile.kind == "adb" and profile.address is None:
+        phone = _only([one for one in _phones() if one.info and one.info.title == profile.title], profile)
+        if phone is None and not profile.latency:
+            raise DeviceError(f"no {profile.title} is connected, and the profile {profile.name} predicts no latencies")
+        return replace(profile, address=phone.serial) if phone else _predicting(profile)
+    if profile.kind in ("adb", "ssh") and profile.latency and not _reachable(profile):
+        return _predicting(profile)
+    return profile
+
+
+def _phone_of(profile: DeviceProfile) -> DeviceProfile | None:
+    """The connected phone that a shipped profile describes, with the profile's threads and channel step."""
+    wanted = profile.title.removesuffix(_PREDICTED).lower()
+    if "pixel" not in wanted:
+        return None
+
+    def fits(phone: adb.Connected) -> bool:
+        if phone.info is None or phone.info.emulated:
+            return False
+        title = phone.info.title.lower()
+        any_fits = profile.name == _ANY_PIXEL and "pixel" in title.split()
+        return any_fits or _FIRST_PIXEL.get(title, title) == wanted
+
+    phone = _only([one for one in _phones() if fits(one)], profile)
+    if phone is None:
+        return None
+    connected = adb.profile_of(f"adb://{phone.serial}")
+    return replace(
+        connected,
+        threads=profile.threads,
+        channel_step=profile.channel_step,
+        provenance=f"{connected.provenance}\nThreads and channel step are those of the profile {profile.name}.",
+    )
+
+
+def _only(phones: list[adb.Connected], profile: DeviceProfile) -> adb.Connected | None:
+    if len(phones) > 1:
+        names = " and ".join(f"adb://{one.serial}" for one in phones)
+        raise DeviceError(f"{len(phones)} phones are connected that {profile.name} may mean; say which one: {names}")
+    return phones[0] if phones else None
+
+
+def _predicting(profile: DeviceProfile) -> DeviceProfile:
+    """The profile of a device that was measured, for a place where it is not connected."""
+    return replace(profile, kind="predicted", title=profile.title + _PREDICTED)
+
+
+def _phones() -> list[adb.Connected]:
+    """The phones that adb lists; none where there is no adb.
+
+    A phone that has not said yet whether this computer may ask it could be the one that is meant, and a prediction in
+    its place would come as a surprise: that is an error.
+    """
+    try:
+        phones = adb.connected()
+    except DeviceError:
+        return []
+    for phone in phones:
+        if phone.state in ("unauthorized", "authorizing"):
+            why = "; ".join(phone.obstacles)
+            raise DeviceError(f"the phone {phone.serial} cannot be asked what it is: {why}, or unplug it to predict")
+    return phones
+
+
+def _reachable(profile: DeviceProfile) -> bool:
+    from device_profiles.devices import open_device
+
+    try:
+        open_device(profile).describe()
+    except DeviceError:
+        return False
+    return True
