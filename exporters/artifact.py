@@ -58,7 +58,10 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An exported file. `size_bytes` and `sha256` (hexadecimal) are those of the file when it was written."""
+    """An exported file. `size_bytes` and `sha256` (hexadecimal) are those of the file when it was written.
+
+    notes: what the converter said of the file that cannot be read from it.
+    """
 
     path: Path
     format: str
@@ -68,6 +71,7 @@ class Artifact:
     sha256: str
     size_bytes: int
     versions: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "path": str(self.path), "input": self.input.to_dict()}

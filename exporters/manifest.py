@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from exporters import exporter
 from exporters.artifact import Artifact, InputSpec, sha256_of
 from exporters.errors import ExportError
 from exporters.files import atomic, shown
-from exporters.verify import Parity
+from exporters.verify import Parity, Verification
 
 NAME = "manifest.json"
 SCHEMA = 1
@@ -44,12 +45,17 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of the manifest; what was not determined is None."""
+    """One file of the manifest; what was not determined is None.
+
+    quantisation: how an integer file came about (see `exporters.quantize.Quantized.to_dict`).
+    """
 
     artifact: Artifact
     parity: Parity | None = None
     accuracy: Accuracy | None = None
     latency: Latency | None = None
+    verification: Verification | None = None
+    quantisation: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -158,20 +164,25 @@ def _input(spec: InputSpec) -> dict[str, Any]:
 
 def _file(entry: Entry) -> dict[str, Any]:
     artifact = entry.artifact
+    format_ = exporter(artifact.format)
     return {
         "file": artifact.path.name,
         "format": artifact.format,
         "precision": artifact.precision,
         "layout": artifact.input.layout,
         "shape": list(artifact.input.shape()),
-        "dtype": "float32",
+        "dtype": format_.ends.get(artifact.precision, "float32"),
         "classes": artifact.output_classes,
         "sha256": artifact.sha256,
         "size_bytes": artifact.size_bytes,
         "versions": artifact.versions,
+        "notes": artifact.notes,
         "parity": entry.parity.to_dict() if entry.parity else None,
         "accuracy": asdict(entry.accuracy) if entry.accuracy else None,
         "latency": asdict(entry.latency) if entry.latency else None,
+        "verification": entry.verification.to_dict() if entry.verification else None,
+        "quantisation": entry.quantisation,
+        "caution": format_.cautions.get(artifact.precision),
     }
 
 
@@ -197,10 +208,13 @@ def _entry(item: Mapping[str, Any], spec: InputSpec, folder: Path) -> Entry:
         sha256=item["sha256"],
         size_bytes=int(item["size_bytes"]),
         versions=dict(item["versions"]),
+        notes=dict(item.get("notes", {})),
     )
     return Entry(
         artifact,
         Parity.from_dict(item["parity"]) if item["parity"] else None,
         Accuracy(**item["accuracy"]) if item["accuracy"] else None,
         Latency(**item["latency"]) if item["latency"] else None,
+        Verification.from_dict(item["verification"]) if item.get("verification") else None,
+        item.get("quantisation"),
     )

@@ -1,5 +1,7 @@
 """ONNX through torch's exporters: the dynamo one for artifacts, the TorchScript one for throw-away files.
 
+Artifacts are made in a process of their own; a throw-away float file is not worth the start of one.
+
 Measured on resnet20 (x86-64, one thread): dynamo 1.1 s (2.5 s the first time), TorchScript 0.06 s. After ONNX Runtime's
 own optimisation both run equally fast, so a file that is only timed need not wait for dynamo.
 """
@@ -15,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from exporters.artifact import InputSpec
 from exporters.base import Exporter, Options
 from exporters.errors import ExportError
+from exporters.program import blame, load_program
 from exporters.quiet import chatter_to
-from exporters.writing import failed, first_line
+from exporters.writing import convert_in_child, failed, first_line
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -28,52 +31,76 @@ _NAMES: dict[str, Any] = {"input_names": ["input"], "output_names": ["logits"]}
 
 
 class OnnxExporter(Exporter):
-    """Input "input" float32 (batch, C, H, W), output "logits" float32 (batch, classes); weights inside the file."""
+    """Input "input" float32 (batch, C, H, W), output "logits" float32 (batch, classes); weights inside the file.
+
+    "int8" keeps float32 at both ends; ONNX Runtime fuses its quantise and dequantise pairs into integer kernels.
+    """
 
     name = "onnx"
     suffix = ".onnx"
     layout = "NCHW"
-    precisions = ("float32",)
-    modules = ("onnx", "onnxscript", "onnxsim")
-    packages = ("torch", "onnx", "onnxscript", "onnxsim")
-    install = "pip install onnx onnxscript onnxsim"
+    precisions = ("float32", "int8")
+    calibrated = frozenset(("int8",))
+    modules = ("onnx", "onnxscript", "onnxsim", "onnxruntime")
+    packages = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
+    install = "pip install onnx onnxscript onnxsim onnxruntime"
 
-    def write(self, module: nn.Module, spec: InputSpec, part: Path, options: Options, log: Path) -> None:
+    def write(self, module: nn.Module, spec: InputSpec, part: Path, options: Options, log: Path) -> dict[str, Any]:
         opset = OPSET if options.opset is None else options.opset
+        quick = not options.simplify and not options.dynamic_batch
+        if quick and self._write_quickly(module, spec, part, opset, options, log):
+            return {}
+        arguments = {"opset": opset, "precision": options.precision, "kept_float": list(options.kept_float)}
+        return convert_in_child(self, "exporters.onnx:convert", module, spec, part, options, log, **arguments)
+
+    def _write_quickly(
+        self, module: nn.Module, spec: InputSpec, part: Path, opset: int, options: Options, log: Path
+    ) -> bool:
+        """Through the TorchScript exporter; False where it lacks an operator (newer ones, odd pooling sizes)."""
         try:
-            with chatter_to(log, failures_only=not options.simplify):
-                if options.simplify or options.dynamic_batch:
-                    model = _simplified(_dynamo(module, spec, opset, options.dynamic_batch))
-                else:
-                    model = _quick(module, spec, opset)
+            with chatter_to(log, failures_only=True):
+                model = _torchscript(module, spec, opset)
+                if model is None:
+                    return False
                 _check_opset(model, opset)
+                data = _stripped(model).SerializeToString(deterministic=True)
+                if options.precision == "int8":
+                    from exporters.quantize_onnx import quantize_bytes
+
+                    data = quantize_bytes(data, options.calibration, options.kept_float)
         except ExportError:
             raise
-        except Exception as error:  # torch, onnxscript and onnxsim raise types of their own
-            raise failed(self.name, _reason(error), log) from error
-        part.write_bytes(_stripped(model).SerializeToString(deterministic=True))
+        except Exception as error:  # torch, onnx, onnxsim and onnxruntime raise types of their own
+            raise failed(self.name, first_line(_innermost(error)), log) from error
+        part.write_bytes(data)
+        return True
 
 
-def _dynamo(module: nn.Module, spec: InputSpec, opset: int, dynamic_batch: bool) -> ModelProto:
+def convert(source: str, made: str, images: str | None, opset: int, precision: str, kept_float: list[str]) -> None:
+    """In the child: the program `source` as an ONNX file `made`."""
     import torch
 
-    # A batch of 1 would be taken for a constant when the batch is left open.
-    example = torch.zeros(spec.shape(2 if dynamic_batch else 1))
-    shapes = ({0: torch.export.Dim("batch")},) if dynamic_batch else None
-    program = torch.onnx.export(
-        module,
-        (example,),
-        None,
-        dynamo=True,
-        external_data=False,
-        opset_version=opset,
-        dynamic_shapes=shapes,
-        verbose=False,
-        **_NAMES,
-    )
-    assert program is not None  # only the TorchScript exporter returns None
-    model: ModelProto = program.model_proto
-    return model
+    program = load_program(source)
+    try:
+        exported = torch.onnx.export(
+            program, (), None, dynamo=True, external_data=False, opset_version=opset, verbose=False, **_NAMES
+        )
+        assert exported is not None  # only the TorchScript exporter returns None
+        model = _simplified(exported.model_proto)
+        _check_opset(model, opset)
+    except ExportError:
+        raise
+    except Exception as error:  # torch wraps the cause in pages of advice
+        cause = _innermost(error)
+        raise ExportError(blame(program, cause) or first_line(cause)) from error
+    data = _stripped(model).SerializeToString(deterministic=True)
+    if precision == "int8":
+        import numpy as np
+
+        from exporters.quantize_onnx import quantize_bytes
+
+        data = quantize_bytes(data, np.load(str(images)), kept_float)
+    Path(made).write_bytes(data)
 
 
 def _simplified(model: ModelProto) -> ModelProto:
@@ -87,8 +114,8 @@ def _simplified(model: ModelProto) -> ModelProto:
     return model
 
 
-def _quick(module: nn.Module, spec: InputSpec, opset: int) -> ModelProto:
-    """The TorchScript exporter, shape arithmetic folded; where it lacks an operator, the dynamo exporter."""
+def _torchscript(module: nn.Module, spec: InputSpec, opset: int) -> ModelProto | None:
+    """The TorchScript exporter, shape arithmetic folded; None where it cannot take the module."""
     import onnx
     import onnxsim
     import torch
@@ -98,10 +125,11 @@ def _quick(module: nn.Module, spec: InputSpec, opset: int) -> ModelProto:
     try:
         with _native_log_in_python():
             torch.onnx.export(module, example, file, dynamo=False, opset_version=opset, verbose=False, **_NAMES)
-    except Exception:  # deprecated and frozen: newer operators and odd pooling sizes are missing in it
-        return _dynamo(module, spec, opset, dynamic_batch=False)
+    except Exception:  # deprecated and frozen
+        return None
     model, _ = onnxsim.simplify(onnx.load_from_string(file.getvalue()), perform_optimization=False)
-    return model
+    folded: ModelProto = model
+    return folded
 
 
 @contextmanager
@@ -148,9 +176,7 @@ def _stripped(model: ModelProto) -> ModelProto:
     return model
 
 
-def _reason(error: Exception) -> str:
-    """torch wraps the cause in pages of advice: take the innermost cause."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    return first_line(cause)
+def _innermost(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

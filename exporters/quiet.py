@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -94,9 +95,12 @@ def write_log(log: Path, text: str) -> None:
         log.unlink(missing_ok=True)
 
 
+_IDLE_TALK = re.compile(rb"INFO: |\[cpuinfo_utils\.cpp|W\d{4} .*register_constant\(\) on Enum")
+
+
 @contextmanager
 def without_info_lines() -> Iterator[None]:
-    """Drop the "INFO: ..." lines that native code writes to standard error during the block; let all others through.
+    """Drop what native code tells of itself on standard error during the block; let all other lines through.
 
     The file descriptor is shared by all threads, so keep the block short.
     """
@@ -107,9 +111,10 @@ def without_info_lines() -> Iterator[None]:
         try:
             yield
         finally:
+            sys.stderr.flush()
             os.dup2(kept, 2)
             os.close(kept)
             capture.seek(0)
             for line in capture:
-                if not line.startswith(b"INFO: "):
+                if not _IDLE_TALK.match(line):
                     os.write(2, line)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +20,52 @@ Array = NDArray[np.float32]
 _CHUNK = 32  # images per run of a file whose batch is open
 
 
+@dataclass(frozen=True)
+class End:
+    """What a file takes or gives: the type's name and, for integers, real = scale * (integer - zero_point)."""
+
+    dtype: str = "float32"
+    scale: float | None = None
+    zero_point: int | None = None
+
+    @classmethod
+    def of(cls, details: Mapping[str, Any]) -> End:
+        """From LiteRT's details of a tensor."""
+        dtype = np.dtype(details["dtype"])
+        if dtype.kind == "f":
+            return cls(dtype.name)
+        scale, zero_point = details["quantization"]
+        return cls(dtype.name, float(scale), int(zero_point))
+
+    def from_real(self, values: Array) -> NDArray[Any]:
+        """Real values as this end holds them, rounded to the nearest and clipped."""
+        if self.scale is None or self.zero_point is None:
+            return values
+        limits = np.iinfo(self.dtype)
+        whole = np.round(values / np.float32(self.scale)) + self.zero_point
+        return np.clip(whole, limits.min, limits.max).astype(self.dtype)
+
+    def to_real(self, held: NDArray[Any]) -> Array:
+        if self.scale is None or self.zero_point is None:
+            return np.asarray(held, dtype=np.float32)
+        return (held.astype(np.float32) - self.zero_point) * np.float32(self.scale)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
 class Runtime(ABC):
     """A loaded file.
 
     name: the runtime with its version.  image: (C, H, W) that it takes.  batch: images per run, None where it is open.
+    taken, given: the types of its input and output; calls take and give float32 whatever they are.
     """
 
     name: str
     image: tuple[int, int, int]
     batch: int | None
+    taken: End = End()
+    given: End = End()
 
     @abstractmethod
     def _run(self, images: Array) -> Array:
@@ -54,14 +94,14 @@ class Runtime(ABC):
 class OnnxRuntime(Runtime):
     """ONNX Runtime on the CPU."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, model: bytes, threads: int) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors only
-        self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         taken = self._session.get_inputs()
         if len(taken) != 1 or len(taken[0].shape) != 4 or taken[0].type != "tensor(float)":
             raise ValueError("it does not take one float32 image tensor")
@@ -78,33 +118,67 @@ class OnnxRuntime(Runtime):
 class LiteRuntime(Runtime):
     """LiteRT (the successor of TensorFlow Lite) with its XNNPACK kernels."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, model: bytes, threads: int) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
         with without_info_lines():
-            self._interpreter = Interpreter(model_content=path.read_bytes(), num_threads=threads)
-            self._interpreter.allocate_tensors()
-        taken, given = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        if len(taken) != 1 or len(taken[0]["shape"]) != 4 or taken[0]["dtype"] is not np.float32:
-            raise ValueError("it does not take one float32 image tensor")
+            self.interpreter = Interpreter(model_content=model, num_threads=threads)
+            self.interpreter.allocate_tensors()
+        taken, given = self.interpreter.get_input_details(), self.interpreter.get_output_details()
+        if len(taken) != 1 or len(taken[0]["shape"]) != 4:
+            raise ValueError("it does not take one image tensor")
         batch, height, width, channels = (int(side) for side in taken[0]["shape"])
-        self.name = f"litert {version('ai-edge-litert')}"
+        self.name = self.label()
         self.image = (channels, height, width)
         self.batch = batch
+        self.taken, self.given = End.of(taken[0]), End.of(given[0])
         self._input, self._output = taken[0]["index"], given[0]["index"]
 
+    @staticmethod
+    def label() -> str:
+        """The runtime's name with its version."""
+        return f"litert {version('ai-edge-litert')}"
+
     def _run(self, images: Array) -> Array:
-        self._interpreter.set_tensor(self._input, np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
-        self._interpreter.invoke()
-        return np.asarray(self._interpreter.get_tensor(self._output), dtype=np.float32)
+        self.interpreter.set_tensor(
+            self._input, self.taken.from_real(np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
+        )
+        self.interpreter.invoke()
+        return self.given.to_real(self.interpreter.get_tensor(self._output))
 
 
-_BY_SUFFIX: dict[str, type[Runtime]] = {".onnx": OnnxRuntime, ".tflite": LiteRuntime}
-_INSTALL = {".onnx": "pip install onnxruntime", ".tflite": "pip install 'mobileprune[tflite]'"}
+class ExecutorchRuntime(Runtime):
+    """ExecuTorch's own interpreter of .pte files; the threads are its library's."""
+
+    batch = 1
+
+    def __init__(self, model: bytes, threads: int) -> None:
+        with without_info_lines():
+            from executorch.runtime import Runtime as Interpreter
+            from executorch.runtime import Verification
+
+            self._program = Interpreter.get().load_program(model, verification=Verification.InternalConsistency)
+            self._method = self._program.load_method("forward")
+        sizes = self._method.metadata.input_tensor_meta(0).sizes()
+        self.name = f"executorch {version('executorch')}"
+        self.image = (int(sizes[1]), int(sizes[2]), int(sizes[3]))
+
+    def _run(self, images: Array) -> Array:
+        import torch
+
+        return np.asarray(self._method.execute((torch.from_numpy(images),))[0].numpy(), dtype=np.float32)
+
+
+_BY_SUFFIX: dict[str, type[Runtime]] = {".onnx": OnnxRuntime, ".tflite": LiteRuntime, ".pte": ExecutorchRuntime}
+_INSTALL = {
+    ".onnx": "pip install onnxruntime",
+    ".tflite": "pip install 'mobileprune[tflite]'",
+    ".pte": "pip install 'mobileprune[executorch]'",
+}
 
 
 def open_runtime(path: Path, threads: int = 1) -> Runtime:
-    """Load a .onnx file in ONNX Runtime or a .tflite file in LiteRT, with `threads` threads.
+    """Load a file in the runtime of its format (.onnx, .tflite, .pte), with `threads` threads.
 
     Raises ExportError where the file is missing, damaged or of another kind, or its runtime is not installed.
     """
@@ -112,7 +186,7 @@ def open_runtime(path: Path, threads: int = 1) -> Runtime:
     if path.suffix not in _BY_SUFFIX:
         raise ExportError(f"no runtime is known for {shown(path)}; its name must end in {' or '.join(_BY_SUFFIX)}")
     try:
-        return _BY_SUFFIX[path.suffix](path, threads)  # type: ignore[call-arg]
+        return _BY_SUFFIX[path.suffix](path.read_bytes(), threads)  # type: ignore[call-arg]
     except ImportError as error:
         raise ExportError(f"cannot run {shown(path)}: {error}; run: {_INSTALL[path.suffix]}") from error
     except OSError as error:

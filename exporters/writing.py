@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from exporters.artifact import Artifact, InputSpec, sha256_of
 from exporters.base import Exporter, Options
+from exporters.child import Child, ChildError, drafts_child
 from exporters.errors import ExportError
 from exporters.files import atomic, check_target, shown, with_ending
+from exporters.program import program_bytes
+from exporters.quiet import chatter_to
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,13 +34,87 @@ def write(
             f"a module takes NCHW input, but the spec says {spec.layout}; the format chooses the file's own"
         )
     check_target(path, exporter.suffix)
+    _check_calibration(spec, options)
     frozen = _frozen(module)
     classes = _output_classes(frozen, spec)
     with atomic(path, durable=options.simplify) as part:
-        exporter.write(frozen, spec, part, options, log or with_ending(path, ".log"))
+        notes = exporter.write(frozen, spec, part, options, log or with_ending(path, ".log"))
         digest, size = sha256_of(part), part.stat().st_size
     file_spec = replace(spec, layout=exporter.layout)
-    return Artifact(path, exporter.name, options.precision, file_spec, classes, digest, size, exporter.versions())
+    versions = exporter.versions()
+    return Artifact(path, exporter.name, options.precision, file_spec, classes, digest, size, versions, notes)
+
+
+def _check_calibration(spec: InputSpec, options: Options) -> None:
+    import numpy as np
+
+    images = options.calibration
+    if images is None:
+        return
+    if images.ndim != 4 or images.shape[1:] != spec.shape()[1:]:
+        want = "x".join(map(str, spec.shape()[1:]))
+        raise ExportError(f"calibration needs images of {want} (N, C, H, W), but was given an array of {images.shape}")
+    if not np.isfinite(images).all():
+        raise ExportError("the calibration images hold NaN or infinite values; check the data and its normalisation")
+
+
+def convert_in_child(
+    exporter: Exporter,
+    function: str,
+    module: nn.Module,
+    spec: InputSpec,
+    part: Path,
+    options: Options,
+    log: Path,
+    **arguments: Any,
+) -> dict[str, Any]:
+    """Send the module as a program to `function` (see `exporters.child`), which writes a file; move it to `part`.
+
+    `function` is called with source (.pt2), made (where to write), images (.npy or None) and `arguments`; what it
+    returns are the artifact's notes.
+    """
+    try:
+        with chatter_to(log):
+            program = program_bytes(module, spec, dynamic_batch=options.dynamic_batch)
+    except Exception as error:  # torch.export raises many types
+        raise failed(exporter.name, first_line(error), log) from error
+    with tempfile.TemporaryDirectory(prefix="mobileprune-") as folder:
+        source, made = Path(folder, "model.pt2"), Path(folder, "model" + exporter.suffix)
+        source.write_bytes(program)
+        images = save_images(options.calibration, Path(folder, "calibration.npy"))
+        child = Child() if options.simplify else drafts_child()
+        try:
+            notes = child.call(
+                function,
+                log=log,
+                timeout_s=options.timeout_s,
+                source=str(source),
+                made=str(made),
+                images=images,
+                **arguments,
+            )
+        except ChildError as error:
+            raise failed(exporter.name, str(error), log) from error
+        finally:
+            if options.simplify:
+                child.close()
+        if not made.is_file():
+            raise failed(exporter.name, "the converter ended well but wrote nothing", log)
+        # A converter's own writer may end the process on a full disk: only this copy meets the user's folder.
+        shutil.copyfile(made, part)
+    if not options.simplify:
+        log.unlink(missing_ok=True)
+    return dict(notes or {})
+
+
+def save_images(images: Any, path: Path) -> str | None:
+    """Write images for a child; the path as the child takes it, None for None."""
+    import numpy as np
+
+    if images is None:
+        return None
+    np.save(path, np.ascontiguousarray(images, dtype=np.float32))
+    return os.fspath(path)
 
 
 def _frozen(module: nn.Module) -> nn.Module:

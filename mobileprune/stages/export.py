@@ -1,4 +1,4 @@
-"""Export: base and result as files in every format that is installed, each verified in its own runtime."""
+"""Export: base and result as files in every format of the run, each verified in its own runtime."""
 
 from __future__ import annotations
 
@@ -8,61 +8,84 @@ from typing import Any
 
 import exporters
 from exporters import manifest, verify
+from exporters.manifest import Entry as FileEntry
 from mobileprune.data import RESIZE_RULE
 from mobileprune.run import Entry
 from mobileprune.stages.context import Context
+from mobileprune.stages.files import FORMATS, Images, Job, Written, refused
 from mobileprune.stages.prune import Network, restore
 from mobileprune.stages.records import require, scale_key
 from mobileprune.stages.solve import chosen_scale
 
-_PARITY_IMAGES = 32
-
 
 def export(ctx: Context) -> None:
-    """Write and verify ``base/artifacts/`` and ``results/SCALE/artifacts/``, each with a manifest.json."""
+    """Write and verify ``base/artifacts/`` and ``results/SCALE/artifacts/``, each with a manifest and Android bundle.
+
+    Raises ExportError where a file fails a gate; it is then in ``rejected/`` beside, with the reason.
+    """
     key = scale_key(chosen_scale(ctx.run))
     require(ctx.run, "finetuned", key, "finetune")
     owners = {"base": ctx.folder("base"), key: ctx.folder("results", key)}
-    installed = [name for name in exporters.formats() if exporters.available(name) is None]
+    names = _formats(ctx)
     waiting = [
-        (owner, name)
-        for owner in owners
-        for name in installed
-        if not ctx.run.journal.get("artifact", f"{owner}.{name}")
+        (owner, name) for owner in owners for name in names if not ctx.run.journal.get("artifact", f"{owner}.{name}")
     ]
     if not waiting:
         return
-    ctx.display.stage("export", "base and result as " + " and ".join(installed))
-    for name in set(exporters.formats()) - set(installed):
-        ctx.run.journal.append("note", f"{name} not written: {exporters.available(name)}")
-        ctx.display.say(f"{name} not written: {exporters.available(name)}", style="yellow")
+    ctx.display.stage("export", f"base and result as {' and '.join(names)} in {ctx.precision}")
     for owner, name in waiting:
         folder = owners[owner]
         network = Network(ctx.base, None, ctx.data.size) if owner == "base" else restore(ctx, folder, "weights")
-        found = _written(ctx, network, folder / "artifacts" / f"model.{name}", name, owner)
+        found = _written(ctx, network, folder / "artifacts", name, owner)
         ctx.run.journal.append("artifact", f"{owner}.{name}", **found)
     write_manifests(ctx)
 
 
-def _written(ctx: Context, network: Network, path: Path, name: str, owner: str) -> dict[str, Any]:
+def _formats(ctx: Context) -> list[str]:
+    """The formats that can be written here in the run's precision; the others are noted with the reason."""
+    chosen = []
+    for name in FORMATS:
+        if reason := exporters.available(name) or refused(name, ctx.precision):
+            if ctx.run.journal.get("note", f"{name} not written: {reason}") is None:
+                ctx.run.journal.append("note", f"{name} not written: {reason}")
+                ctx.display.say(f"{name} not written: {reason}", style="yellow")
+        else:
+            chosen.append(name)
+    return chosen
+
+
+def _written(ctx: Context, network: Network, folder: Path, name: str, owner: str) -> dict[str, Any]:
     """Export one file, compare it with the torch module, and run it over the validation split."""
-    view = ctx.view_at(network.size)
-    spec = exporters.InputSpec(3, network.size, network.size, view.mean, view.std)
-    split = ctx.data.validation
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with ctx.display.work("exporting", f"{'base' if owner == 'base' else 'result'} as {name}", 2) as advance:
-        artifact = exporters.export(network.model, spec, path, format=name)
-        advance(1, "its accuracy in its runtime")
-        images = view(split.images).contiguous().numpy()
-        parity = verify.check(artifact, network.model, images[:_PARITY_IMAGES])
-        accuracy = verify.accuracy(path, images, split.labels.numpy())
+    which = "base" if owner == "base" else "result"
+    score = ctx.run.journal.get("base", "score") if owner == "base" else ctx.run.journal.get("finetuned", owner)
+    assert score is not None  # export comes after both
+    images = Images(ctx.view_at(network.size), ctx.data.train, ctx.data.validation, ctx.seed)
+    job = Job(network.model, images, ctx.precision, score["validation"]["accuracy"])
+    with ctx.display.work("exporting", f"{which} as {name}", 3) as advance:
+        written = job.write(folder / f"model{exporters.suffix(name)}", name)
+        advance(2, "what else it needs")
+        if name == "tflite":
+            label = f"{ctx.source.name} {'base' if owner == 'base' else owner}"
+            job.write_android(written, folder / "android", ctx.classes, label)
+        tested = _test_accuracy(ctx, network, written)
+    if written.quantised:
+        ctx.display.say(f"{which} as {name}: {written.quantised.report}")
     return {
-        "path": str(path.relative_to(ctx.run.path)),
-        "artifact": artifact.to_dict(),
-        "parity": parity.to_dict(),
-        "accuracy": accuracy,
-        "images": len(split),
+        "path": str(written.artifact.path.relative_to(ctx.run.path)),
+        **written.to_dict(),
+        "parity": written.verification.parity.to_dict(),
+        "accuracy": written.verification.accuracy,
+        "test_accuracy": tested,
+        "images": written.verification.samples,
     }
+
+
+def _test_accuracy(ctx: Context, network: Network, written: Written) -> float | None:
+    """Of a file that computes something else than the module: its own accuracy on the test split."""
+    if ctx.data.test is None or written.artifact.precision == "float32":
+        return None
+    images = ctx.view_at(network.size)(ctx.data.test.images).contiguous().numpy()
+    return verify.accuracy(written.artifact.path, images, ctx.data.test.labels.numpy())
 
 
 def write_manifests(ctx: Context) -> None:
@@ -74,14 +97,15 @@ def write_manifests(ctx: Context) -> None:
         folder = (ctx.run.path / entries[0]["path"]).parent
         described = [_entry(ctx, e, measured, f"{name}.{e['artifact']['format']}") for e in entries]
         extra = {"name": f"{ctx.source.name} {'base' if owner == 'base' else owner}", "seed": ctx.seed}
-        manifest.write_manifest(folder, described, labels=ctx.data.classes, resize=RESIZE_RULE, extra=extra)
+        manifest.write_manifest(folder, described, labels=ctx.classes, resize=RESIZE_RULE, extra=extra)
 
 
-def _entry(ctx: Context, entry: Entry, measured: Entry | None, name: str) -> manifest.Entry:
+def _entry(ctx: Context, entry: Entry, measured: Entry | None, name: str) -> FileEntry:
     artifact = replace(exporters.Artifact.from_dict(entry["artifact"]), path=ctx.run.path / entry["path"])
-    accuracy = manifest.Accuracy(entry["accuracy"], entry["images"], "validation")
     latency = None
     if measured is not None and (found := measured["report"]["measurements"].get(name)):
         interval = (found["latency_ms"], found["low_ms"], found["high_ms"])
         latency = manifest.Latency(*interval, ctx.profile.title, found["origin"])
-    return manifest.Entry(artifact, verify.Parity.from_dict(entry["parity"]), accuracy, latency)
+    verified = verify.Verification.from_dict(entry["verification"])
+    accuracy = manifest.Accuracy(entry["accuracy"], entry["images"], "validation")
+    return FileEntry(artifact, verified.parity, accuracy, latency, verified, entry["quantisation"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from exporters import Artifact, InputSpec, export
+from exporters import Artifact, InputSpec, export, exporter, suffix
 
 torch.set_num_threads(1)
 
@@ -80,14 +81,25 @@ def make_net(name: str) -> nn.Module:
     return net.eval()
 
 
+def calibration(count: int = 32) -> np.ndarray:
+    """Images to calibrate on: other ones than those that the tests run."""
+    return np.random.default_rng(5).standard_normal((count, 3, 16, 16)).astype(np.float32)
+
+
+def export_net(net: str, path: Path, kind: str, precision: str = "float32") -> Artifact:
+    needed = precision in exporter(kind).calibrated
+    pictures = calibration() if needed else None
+    return export(make_net(net), SPEC, path, format=kind, precision=precision, calibration=pictures)
+
+
 class Shelf:
-    """Exports each net once per format for the whole session; tests copy the file where they change it."""
+    """Exports each net once per format and precision for the whole session; tests copy the file that they change."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._made = folder, dict[tuple[str, str], Artifact]()
+        self.folder, self._made = folder, dict[tuple[str, str, str], Artifact]()
 
-    def get(self, net: str, kind: str) -> Artifact:
-        if (net, kind) not in self._made:
-            path = self.folder / f"{net}.{kind}"
-            self._made[net, kind] = export(make_net(net), SPEC, path, format=kind)
-        return self._made[net, kind]
+    def get(self, net: str, kind: str, precision: str = "float32") -> Artifact:
+        key = (net, kind, precision)
+        if key not in self._made:
+            self._made[key] = export_net(net, self.folder / f"{net}-{precision}{suffix(kind)}", kind, precision)
+        return self._made[key]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from small_nets import SPEC, Shelf, make_net
 from torch import nn
 
-import exporters.tflite
+import exporters.child
+import exporters.onnx
 from exporters import ExportError, InputSpec, export
+from exporters.child import Child, ChildError
 from exporters.verify import open_runtime, parity
 
 
@@ -69,43 +69,34 @@ def test_onnx_opset_that_cannot_be_written(tmp_path: Path, capfd: pytest.Capture
     assert capfd.readouterr() == ("", "")
 
 
-def test_onnx_converter_that_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_draft_whose_converter_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object, **kwargs: object) -> None:
         raise SystemError("inner\nmore lines")
 
-    monkeypatch.setattr(torch.onnx, "export", broken)
+    monkeypatch.setattr(exporters.onnx, "_torchscript", broken)
     with pytest.raises(ExportError, match=r"the onnx export failed: inner \(the whole story is in"):
-        export(make_net("mobile"), SPEC, tmp_path / "x.onnx", format="onnx")
+        export(make_net("mobile"), SPEC, tmp_path / "x.onnx", format="onnx", simplify=False)
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.onnx.log"]
 
 
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [
-        ("import os; os.abort()", "was killed by SIGABRT"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "was killed by SIGKILL"),
-        ("import sys; print('last words'); sys.exit(7)", "ended with status 7: last words"),
-        ("pass", "ended well but wrote nothing"),
-        ("import time; time.sleep(600)", "did not finish within 2 s"),
-    ],
-)
-def test_tflite_converter_that_dies(body: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporters.tflite, "worker_command", lambda *paths: [sys.executable, "-c", body])
-    with pytest.raises(ExportError, match=reason) as caught:
-        export(make_net("mobile"), SPEC, tmp_path / "x.tflite", format="tflite", timeout_s=2)
-    assert "x.tflite.log" in str(caught.value)
-    assert [entry.name for entry in tmp_path.iterdir()] in ([], ["x.tflite.log"])
+@pytest.mark.fresh_child
+def test_converter_that_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporters.child.Child, "call", lambda self, function, **arguments: None)
+    with pytest.raises(ExportError, match="ended well but wrote nothing"):
+        export(make_net("mobile"), SPEC, tmp_path / "x.tflite", format="tflite")
+    assert [entry.name for entry in tmp_path.iterdir()] == []
 
 
-def test_tflite_worker_tells_why(tmp_path: Path) -> None:
-    (tmp_path / "bad.pt2").write_bytes(b"not a program")
-    out, verdict = tmp_path / "x.tflite", tmp_path / "verdict.json"
-    command = exporters.tflite.worker_command(tmp_path / "bad.pt2", out, SPEC, verdict)
-    done = subprocess.run(command, stdin=subprocess.PIPE, capture_output=True, timeout=120)
-    assert done.returncode in (1, 3)  # 3: the closed standard input was seen first
-    assert not out.exists()
-    if done.returncode == 1:
-        assert json.loads(verdict.read_text())["reason"]
+def test_child_does_jobs_until_it_dies(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with Child() as child:
+        assert child.call("json:loads", log=log, timeout_s=60, s="[1, 2]") == [1, 2]
+        with pytest.raises(ChildError, match="Expecting value"):
+            child.call("json:loads", log=log, timeout_s=60, s="no json")
+        assert "Traceback" in log.read_text()
+        with pytest.raises(ChildError, match="ended with status 9"):
+            child.call("os:_exit", log=log, timeout_s=60, status=9)
+        assert child.call("json:loads", log=log, timeout_s=60, s="3") == 3
 
 
 @pytest.mark.parametrize("option", [{"dynamic_batch": True}, {"opset": 18}])
@@ -115,7 +106,7 @@ def test_tflite_refuses_what_it_cannot_do(option: dict[str, int], tmp_path: Path
 
 
 def test_unknown_format(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="unknown format 'coreml'; choose one of: onnx, tflite"):
+    with pytest.raises(ExportError, match="unknown format 'coreml'; choose one of: onnx, tflite, executorch"):
         export(make_net("mobile"), SPEC, tmp_path / "x", format="coreml")
 
 

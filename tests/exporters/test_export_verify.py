@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -43,10 +44,13 @@ def test_gate_keeps_a_good_file_and_moves_a_bad_one(copied: Artifact, images: np
     other = make_net("mobile")
     with torch.no_grad():
         other.classify.weight *= 2
-    with pytest.raises(ExportError, match=r"refused: its logits differ .* kept as .*\.rejected'"):
+    aside = copied.path.parent / "rejected" / copied.path.name
+    with pytest.raises(ExportError, match=r"refused: its logits differ .* kept as .*/rejected/"):
         check(copied, other, images)
-    assert not copied.path.exists()
-    assert [entry.name for entry in copied.path.parent.iterdir()] == [copied.path.name + ".rejected"]
+    assert not copied.path.exists() and aside.is_file()
+    said = json.loads(aside.with_name(aside.name + ".json").read_text())
+    assert said["reason"].startswith("its logits differ") and said["found"]["parity"]["samples"] == 7
+    assert len(list(aside.parent.iterdir())) == 2
 
 
 def test_gate_moves_a_damaged_file(copied: Artifact, images: np.ndarray) -> None:
@@ -80,7 +84,11 @@ def test_accuracy_of_the_file(copied: Artifact, images: np.ndarray) -> None:
 
 def test_images_of_another_size(copied: Artifact, images: np.ndarray) -> None:
     runtime = open_runtime(copied.path)
-    assert runtime.image == (3, 16, 16) and runtime.batch == 1 and runtime.name.split()[0] in ("onnxruntime", "litert")
+    assert (
+        runtime.image == (3, 16, 16)
+        and runtime.batch == 1
+        and runtime.name.split()[0] in ("onnxruntime", "litert", "executorch")
+    )
     for bad in (images[:, :, :8], images[0], images[:0], images.transpose(0, 2, 3, 1)):
         with pytest.raises(ExportError, match="takes images of 3x16x16"):
             runtime(bad)

@@ -1,0 +1,112 @@
+"""Whether an old runtime agrees: tflite-runtime 2.14.0, the last of its name, as many boards still run it.
+
+It needs numpy 1 and so an environment of its own, which `tools/old_runtime.py` makes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporters.errors import ExportError
+from exporters.runtimes import Array, LiteRuntime, open_runtime
+
+VERSION = "2.14.0"
+NAME = f"tflite-runtime {VERSION}"
+_PLACE = "MOBILEPRUNE_OLD_RUNTIME"  # the environment variable that names another interpreter
+# What another version's kernels may differ by, as a share of the largest logit: rounding of float kernels, and one or
+# two steps of the output's scale for integer ones.
+TOLERANCE = {"float32": 1e-4, "float16": 5e-3}
+_INTEGER_TOLERANCE = 0.05
+
+_SCRIPT = """
+import sys
+import numpy as np
+from tflite_runtime.interpreter import Interpreter
+interpreter = Interpreter(model_content=open(sys.argv[1], "rb").read(), num_threads=1)
+interpreter.allocate_tensors()
+taken, given = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+results = []
+for image in np.load(sys.argv[2]):
+    interpreter.set_tensor(taken["index"], image[None])
+    interpreter.invoke()
+    results.append(interpreter.get_tensor(given["index"])[0])
+np.save(sys.argv[3], np.stack(results))
+"""
+
+
+@dataclass(frozen=True)
+class OldRuntime:
+    """What another runtime made of a file.
+
+    agrees: False marks the file "not for runtimes older than" ours; None where that runtime is not installed.
+    difference: largest absolute difference of logits.  reason: why it does not agree, or was not asked.
+    """
+
+    runtime: str
+    agrees: bool | None
+    difference: float | None = None
+    reason: str | None = None
+
+    @property
+    def mark(self) -> str | None:
+        """The line for the manifest; None where there is nothing to warn of."""
+        if self.agrees is not False:
+            return None
+        return f"not for runtimes older than {LiteRuntime.label()}: {self.reason}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "mark": self.mark}
+
+
+def interpreter() -> Path:
+    """Where the old runtime's Python is, or would be."""
+    place = os.environ.get(_PLACE)
+    if place:
+        return Path(place)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "mobileprune" / f"tflite-runtime-{VERSION}" / "bin" / "python"
+
+
+def check_old(path: Path, images: Array, precision: str = "float32", timeout_s: float = 300.0) -> OldRuntime:
+    """Run a .tflite file on normalised images (N, C, H, W) in the old runtime and in ours, and compare.
+
+    Raises ExportError where our own runtime cannot run the file.
+    """
+    python = interpreter()
+    if not python.is_file():
+        return OldRuntime(NAME, None, reason="not installed here; run: python tools/old_runtime.py")
+    ours = open_runtime(path)
+    wanted = ours(images)
+    with tempfile.TemporaryDirectory(prefix="mobileprune-") as folder:
+        taken, given = Path(folder, "images.npy"), Path(folder, "results.npy")
+        np.save(taken, ours.taken.from_real(np.ascontiguousarray(images.transpose(0, 2, 3, 1), dtype=np.float32)))
+        command = [os.fspath(python), "-I", "-c", _SCRIPT, os.fspath(path.resolve()), str(taken), str(given)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="backslashreplace", timeout=timeout_s)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ExportError(f"{NAME} ({python}) cannot be run: {error}; run: python tools/old_runtime.py") from error
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if line.strip()] or [f"status {done.returncode}"]
+            return OldRuntime(NAME, False, reason=f"{NAME} cannot run it: {said[-1].strip()}")
+        got = ours.given.to_real(np.load(given))
+    return compare(NAME, got, wanted, precision)
+
+
+def compare(runtime: str, got: Array, wanted: Array, precision: str = "float32") -> OldRuntime:
+    """Whether the logits (N, classes) of another runtime or device agree with those of this machine's runtime."""
+    if got.shape != wanted.shape:
+        return OldRuntime(runtime, False, reason=f"{runtime} gives logits of shape {got.shape}, not {wanted.shape}")
+    difference = float(np.abs(got.astype(np.float64) - wanted).max())
+    scale = max(float(np.abs(wanted).max()), 1e-6)
+    allowed = TOLERANCE.get(precision, _INTEGER_TOLERANCE) * scale
+    if difference <= allowed:  # false for NaN
+        return OldRuntime(runtime, True, difference)
+    reason = f"{runtime} gives logits that differ by up to {difference:.3g} (allowed {allowed:.3g})"
+    return OldRuntime(runtime, False, difference if np.isfinite(difference) else None, reason)

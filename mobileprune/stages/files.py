@@ -1,0 +1,176 @@
+"""A network as verified files: written, calibrated where its precision asks for it, and checked on real images."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import exporters
+from exporters import manifest, verify
+from exporters.android import PRECISIONS as ANDROID_PRECISIONS
+from exporters.android import write_bundle
+from exporters.quantize import ALLOWED_DROP, Quantized, quantize_within
+from mobileprune.data import RESIZE_RULE, Split
+from mobileprune.errors import UsageError
+from mobileprune.training.batches import View
+
+FORMATS = ("onnx", "tflite")  # what a run writes unless told otherwise
+CALIBRATION_IMAGES = 256
+_NOISE_IMAGES = 8
+_ANDROID_INTEGER = "int8-float-io"  # MediaPipe takes no int8 input; inside it is the same file
+
+
+def balanced(split: Split, count: int, seed: int) -> Split:
+    """``count`` random images, as many of each class as there are; the same for the same seed."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    labels = split.labels[order]
+    turn = torch.zeros(len(order), dtype=torch.int64)  # how many of its class come before each image
+    for label in labels.unique():
+        of_class = labels == label
+        turn[of_class] = torch.arange(int(of_class.sum()))
+    return split.take(order[torch.argsort(turn, stable=True)[:count]])
+
+
+@dataclass(frozen=True)
+class Images:
+    """What files are calibrated and checked on, as stored; both None where the user gave no data."""
+
+    view: View
+    train: Split | None = None
+    validation: Split | None = None
+    seed: int = 0
+
+    @cached_property
+    def checked(self) -> NDArray[np.float32]:
+        """Normalised (N, 3, S, S): the validation split, or noise where there is no data."""
+        if self.validation is None:
+            shape = (_NOISE_IMAGES, 3, self.view.size, self.view.size)
+            return np.random.default_rng(self.seed).standard_normal(shape, np.float32)
+        return self.view(self.validation.images).contiguous().numpy()
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        return None if self.validation is None else self.validation.labels.numpy()
+
+    @cached_property
+    def calibration(self) -> NDArray[np.float32]:
+        """Normalised training images, as many of each class. Raises UsageError where there is no data."""
+        if self.train is None:
+            raise UsageError("integer files are calibrated on real images: name the training data with --data")
+        return self.view(balanced(self.train, CALIBRATION_IMAGES, self.seed).images).contiguous().numpy()
+
+
+@dataclass(frozen=True)
+class Written:
+    """One verified file. quantised: how an integer file came about."""
+
+    artifact: exporters.Artifact
+    verification: verify.Verification
+    quantised: Quantized | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "artifact": self.artifact.to_dict(),
+            "verification": self.verification.to_dict(),
+            "quantisation": self.quantised.to_dict() if self.quantised else None,
+        }
+
+
+@dataclass(frozen=True)
+class Job:
+    """A network to be written, and how. reference: its accuracy (fraction) in torch on the validation split.
+
+    allowed_drop: accuracy (fraction) that a file may lose against it.
+    """
+
+    model: nn.Module
+    images: Images
+    precision: str = "float32"
+    reference: float | None = None
+    allowed_drop: float = ALLOWED_DROP
+    options: dict[str, Any] = field(default_factory=dict)  # dynamic_batch and opset, of ONNX
+
+    @property
+    def spec(self) -> exporters.InputSpec:
+        view = self.images.view
+        return exporters.InputSpec(3, view.size, view.size, view.mean, view.std)
+
+    def write(self, path: Path, name: str) -> Written:
+        """Write one format and verify it. Raises ExportError; a file that fails is kept in ``rejected/``."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        quantised = None
+        if self.precision not in exporters.exporter(name).calibrated:
+            options = dict(self.options) if name == "onnx" else {}
+            artifact = exporters.export(self.model, self.spec, path, format=name, precision=self.precision, **options)
+        elif name in FORMATS:
+            quantised = self._quantised(path, name)
+            artifact = quantised.artifact
+        else:
+            artifact = self._calibrated(path, name, self.precision)
+        gates = verify.Gates(allowed_drop=self.allowed_drop)
+        found = verify.verify(
+            artifact, self.model, self.images.checked, self.images.labels, reference=self.reference, gates=gates
+        )
+        return Written(artifact, found, quantised)
+
+    def _calibrated(self, path: Path, name: str, precision: str, kept_float: Sequence[str] = ()) -> exporters.Artifact:
+        return exporters.export(
+            self.model,
+            self.spec,
+            path,
+            format=name,
+            precision=precision,
+            calibration=self.images.calibration,
+            kept_float=kept_float,
+        )
+
+    def _quantised(self, path: Path, name: str) -> Quantized:
+        """The integer file, with as many layers in float32 as its accuracy needs."""
+        calibration, labels = self.images.calibration, self.images.labels
+        assert labels is not None  # as there are images to calibrate on
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".float32-") as folder:
+            source = exporters.export(self.model, self.spec, Path(folder) / path.name, format=name)
+            return quantize_within(
+                source,
+                path,
+                calibration,
+                lambda tried: verify.accuracy(tried, self.images.checked, labels),
+                precision=self.precision,
+                allowed_drop=self.allowed_drop,
+                module=self.model,
+                log=path.with_name(path.name + ".log"),
+            )
+
+    def write_android(
+        self, written: Written, folder: Path, labels: Sequence[str], name: str, facts: Mapping[str, Any] | None = None
+    ) -> Path:
+        """The Android bundle of a .tflite file that was written; an int8 one is written with float ends for it."""
+        artifact = written.artifact
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".android-") as temporary:
+            if artifact.precision not in ANDROID_PRECISIONS:
+                kept = written.quantised.kept_names if written.quantised else ()
+                artifact = self._calibrated(Path(temporary) / "model.tflite", "tflite", _ANDROID_INTEGER, kept)
+            return write_bundle(artifact, folder, labels=labels, resize=RESIZE_RULE, name=name, facts=facts).folder
+
+
+def refused(name: str, precision: str) -> str | None:
+    """None where the format can be written in this precision, else why not."""
+    known = exporters.exporter(name).precisions
+    return None if precision in known else f"{name} cannot be written in {precision}; it can be: {', '.join(known)}"
+
+
+def entry_of(written: Written, latency: manifest.Latency | None = None) -> manifest.Entry:
+    """What the manifest says of a file."""
+    found = written.verification
+    accuracy = None if found.accuracy is None else manifest.Accuracy(found.accuracy, found.samples, "validation")
+    quantisation = written.quantised.to_dict() if written.quantised else None
+    return manifest.Entry(written.artifact, found.parity, accuracy, latency, found, quantisation)

@@ -1,0 +1,146 @@
+"""Integer files: which layers stay in float32 and why, against a network that breaks at a known layer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from exporter_peers import need_format
+from small_nets import SPEC, calibration
+from torch import Tensor, nn
+
+from exporters import Artifact, ExportError, export
+from exporters.quantize import _fewest, module_paths, quantize_within
+from exporters.verify import accuracy, parity, torch_logits
+
+FORMATS = ("tflite", "onnx")
+
+
+class Lopsided(nn.Module):
+    """One channel a thousand times larger than the others: 8 bits for the whole tensor leave nothing of these.
+
+    The large channel leaves `narrow` and is cut off behind it, so only that layer needs more bits.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first = nn.Conv2d(3, 8, 3, 2, 1)
+        self.narrow = nn.Conv2d(8, 8, 1)
+        self.last = nn.Conv2d(8, 8, 3, 2, 1)
+        self.classify = nn.Linear(8, 5)
+        with torch.no_grad():
+            self.narrow.weight[0] *= 3000
+            self.last.weight[:, 0] = 0
+            self.classify.weight *= 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.last(torch.relu(self.narrow(torch.relu(self.first(x))))))
+        return self.classify(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    net = Lopsided().eval()
+    centre = torch_logits(net, calibration()).mean(0)
+    with torch.no_grad():
+        net.classify.bias -= torch.from_numpy(centre)  # all classes occur
+    return net
+
+
+@pytest.fixture(scope="module")
+def pictures() -> np.ndarray:
+    return np.random.default_rng(8).standard_normal((64, 3, 16, 16)).astype(np.float32)
+
+
+@pytest.fixture(params=FORMATS)
+def exported(request: pytest.FixtureRequest, net: nn.Module, tmp_path: Path) -> Artifact:
+    need_format(request.param)
+    return export(net, SPEC, tmp_path / f"float.{request.param}", format=request.param)
+
+
+def test_the_layer_that_breaks_stays_in_float(
+    exported: Artifact, net: nn.Module, pictures: np.ndarray, tmp_path: Path
+) -> None:
+    labels = torch_logits(net, pictures).argmax(1)
+    path = tmp_path / f"int8.{exported.format}"
+    found = quantize_within(
+        exported, path, calibration(), lambda file: accuracy(file, pictures, labels), allowed_drop=0.05, module=net
+    )
+    assert found.float_accuracy == 1.0 and found.tries[0].kept == 0 and found.tries[0].accuracy < 0.9
+    assert found.accuracy >= 0.95 and accuracy(path, pictures, labels) == found.accuracy
+    assert 1 <= len(found.kept_float) <= 3  # the layer, what reads it, and a pad between them
+    assert any("narrow" in kept or "last" in kept for kept in found.kept_float), found.kept_float
+    assert all(str(len(found.kept_float)) in found.report and kept in found.report for kept in found.kept_float)
+    assert [loss.loss for loss in found.losses] == sorted((loss.loss for loss in found.losses), reverse=True)
+    assert found.artifact.precision == "int8" and found.artifact.size_bytes == path.stat().st_size
+    assert json.loads(json.dumps(found.to_dict()))["kept_float"] == list(found.kept_float)
+
+
+def test_nothing_is_kept_where_all_may_be_lost(exported: Artifact, tmp_path: Path) -> None:
+    path = tmp_path / f"int8.{exported.format}"
+    found = quantize_within(exported, path, calibration(), lambda file: 0.5, allowed_drop=0.0)
+    assert (
+        found.kept_float == () and found.losses == () and len(found.tries) == 1 and "float32 stay" not in found.report
+    )
+
+
+def test_what_cannot_be_reached_is_refused(exported: Artifact, net: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / f"int8.{exported.format}"
+    with pytest.raises(ExportError, match=r"loses 50\.0 points .* worst: .*(narrow|last).* use float16") as caught:
+        quantize_within(
+            exported, path, calibration(), lambda file: float(file == exported.path) / 2, allowed_drop=0.01, module=net
+        )
+    assert not path.exists() and "\n" not in str(caught.value)
+
+
+def test_only_float_files_of_known_formats(exported: Artifact, tmp_path: Path) -> None:
+    for other in (replace(exported, format="executorch"), replace(exported, precision="float16")):
+        with pytest.raises(ExportError, match="cannot be quantised"):
+            quantize_within(other, tmp_path / "x", calibration(), lambda file: 1.0)
+
+
+@pytest.mark.parametrize("least", [1, 2, 3, 5, 7, 8, 12])
+def test_fewest_layers(least: int) -> None:
+    asked: list[int] = []
+
+    def holds(count: int) -> bool:
+        asked.append(count)
+        return count >= least
+
+    assert _fewest(holds, 24) == least
+    assert max(asked) <= 12 and len(asked) == len(set(asked)) <= 8
+    assert _fewest(lambda count: count >= 13, 24) is None
+
+
+def test_layers_are_named_only_where_they_match() -> None:
+    found = [{"shape": [4, 3, 3, 3]}, {"shape": []}, {"shape": [1, 3, 3, 4]}]
+    weighted = [("stem", (4, 3, 3, 3)), ("deep", (4, 1, 3, 3))]
+    assert module_paths(found, weighted) == ["stem", "after stem", "deep"]
+    assert module_paths(found, weighted[::-1]) == ["", "", ""] and module_paths(found, []) == ["", "", ""]
+
+
+def test_ranges_come_from_all_calibration_images(tmp_path: Path) -> None:
+    """One picture in the middle is ten times brighter; a moving average would clip what it does."""
+    need_format("tflite")
+    net = nn.Sequential(nn.Conv2d(3, 5, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    pictures = calibration(20)
+    pictures[7] = 10 + pictures[7]
+    path = tmp_path / "x.tflite"
+    export(net, SPEC, path, format="tflite", precision="int8", calibration=pictures)
+    found = parity(path, net, pictures)
+    assert found.max_abs < 0.05 * found.scale
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_layer_that_is_not_there_cannot_be_kept(kind: str, net: nn.Module, tmp_path: Path) -> None:
+    need_format(kind)
+    path = tmp_path / f"x.{kind}"
+    options = {"precision": "int8", "calibration": calibration(), "kept_float": ("no such layer",)}
+    with pytest.raises(ExportError, match=r"\['no such layer'\] to keep in float32 are not in this file"):
+        export(net, SPEC, path, format=kind, **options)
+    assert not path.exists()
