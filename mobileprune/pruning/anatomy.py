@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from mobileprune.errors import MobilepruneError, UsageError
 from mobileprune.pruning.attention import refuse_transformer
 from mobileprune.pruning.blocks import Block, find_blocks, removal_order
-from mobileprune.pruning.cost import Cost, CostModel, Trace
-from mobileprune.pruning.couplings import ChannelGroup, find_groups, shared_axes
-from mobileprune.pruning.filters import Kept, WidthAxis, can_shrink, nearest, width_axis
-from mobileprune.pruning.layers import Axis, axes_of, axis_sizes, is_depthwise
-from mobileprune.pruning.plain import find_plain_layers, ordinary_convolution
-from mobileprune.pruning.proof import prove, uncalled
+from mobileprune.pruning.cost import Cost, CostModel, Trace, trace
+from mobileprune.pruning.couplings import ChannelGroup, find_couplings, shared_axes
+from mobileprune.pruning.filters import Kept, WidthAxis, can_shrink, nearest, unit_of, width_axis
+from mobileprune.pruning.layers import (
+    Axis,
+    Inputs,
+    axes_of,
+    axis_sizes,
+    first_sample,
+    is_depthwise,
+    like,
+    outline,
+    require_image,
+    resized,
+    size_of,
+    tensors_in,
+)
+from mobileprune.pruning.listed import find_listed_layers
+from mobileprune.pruning.plain import find_plain_layers
+from mobileprune.pruning.proof import prove
 from mobileprune.pruning.recipe import shapes_of
 from mobileprune.pruning.resolutions import (
     SMALL_SIDE,
@@ -28,7 +45,7 @@ from mobileprune.pruning.resolutions import (
     training_sizes,
     working_sizes,
 )
-from mobileprune.scale import Lattice, Scale
+from mobileprune.scale import BASE, Lattice, Scale
 
 SMALLEST_RESOLUTION = 0.25  # sizes below this share of the base's side are never tried
 _MOST_WIDTHS = 48  # of a lattice; a network can have hundreds of configurations that differ by one unit of one group
@@ -53,7 +70,8 @@ class Anatomy:
 
     blocks: in execution order. groups: proven, each able to shrink. widths: the configurations of the groups.
     sizes: (h, w) ascending, the base's last. notes: in words, what cannot be pruned and why. base: shapes of the
-    state dict, to recognise the network.
+    state dict, to recognise the network. units: the channel step of each group. growth: the numbers of the groups that
+    go with a block, where the network only concatenates what it gives.
     """
 
     blocks: tuple[Block, ...]
@@ -63,47 +81,68 @@ class Anatomy:
     notes: list[str]
     base: Mapping[str, tuple[int, ...]] = field(repr=False)
     axes: Mapping[Axis, int] = field(repr=False)
-    channel_step: int
+    channel_step: int | Mapping[str, int]
+    units: tuple[int, ...] = field(repr=False)
+    growth: Mapping[str, Sequence[int]] = field(repr=False)
     _costs: CostModel = field(repr=False, compare=False)
 
     @classmethod
     def of(
-        cls, model: nn.Module, example_input: Tensor, *, channel_step: int = 8, resolution_step: int | None = None
+        cls,
+        model: nn.Module,
+        example_input: Inputs,
+        *,
+        channel_step: int | Mapping[str, int] = 8,
+        resolution_step: int | None = None,
+        resolutions: bool = True,
     ) -> Anatomy:
-        """Analyse ``model``, which is left as it is, at the size of ``example_input`` (N, C, H, W).
+        """Analyse ``model``, which is left as it is, at the size of ``example_input``.
 
-        channel_step: channel counts become multiples of it. resolution_step: the same for the input's side in
-        pixels (default: 4 up to 64 px, 16 above). Raises UsageError where the model does not take the input, or is a
-        transformer.
+        example_input: (N, C, H, W), or a tuple of tensors for a network of several inputs; the size is that of the
+        first of four dimensions, and other images shrink in the same ratio. channel_step: channel counts become
+        multiples of it; a number, or one per kind of layer that makes or reads them, of "dense", "pointwise" and
+        "depthwise". resolution_step: the same for the input's side in pixels (default: 4 up to 64 px, 16 above).
+
+        Where the network allows it all but the proof of the couplings is found from shapes alone ("meta" tensors).
+        Raises UsageError where the model does not take the input, or is a transformer.
         """
-        if example_input.dim() != 4:
-            raise UsageError(f"the example input has shape {tuple(example_input.shape)}: give a batch (N, C, H, W)")
-        if channel_step < 1 or (resolution_step is not None and resolution_step < 1):
-            raise UsageError(f"channel step {channel_step} and resolution step {resolution_step} must be at least 1")
-        bench = copy.deepcopy(model).eval()
-        example = example_input[:1].detach()
-        step = resolution_step or default_step((int(example.shape[2]), int(example.shape[3])))
+        _require_usable(example_input, channel_step, resolution_step)
+        bench = outline(model).eval()
+        example = first_sample(example_input)
+        step = resolution_step or default_step(size_of(example))
         notes: list[str] = []
-        traces = _traces(bench, example, step, notes)
-        blocks, remarks = find_blocks(bench, example)
+        traces, near, rarely = _sizes(bench, example, step, resolutions, notes)
+        refuse_transformer(bench, near)
+        blocks, remarks = find_blocks(bench, near)
         through: list[str] = []
         if not blocks and not remarks:
-            blocks, remarks = find_plain_layers(bench, example)
-            through = [ordinary_convolution(bench, block) for block in blocks]
+            blocks, remarks = find_plain_layers(bench, near)
+            through = [part for block in blocks for part in block.parts]
+        groups, units, said = _groups(bench, near, channel_step, through, rarely)
+        growth: Mapping[str, Sequence[int]] = {}
+        if not blocks and not remarks:
+            blocks, growth = find_listed_layers(bench, near, groups)
+            through = [block.name for block in blocks if not block.leaves]
+            if through:  # what such an entry gives takes the place of what it gets
+                groups, units, said = _groups(bench, near, channel_step, through, rarely)
+                blocks, growth = find_listed_layers(bench, near, groups)
+        notes += said
+        blocks = _at_base(blocks, traces[size_of(example)])
         notes += remarks or _too_few(blocks)
-        groups = _groups(bench, _small(example, sorted(traces)), channel_step, notes, through)
         costs = CostModel(bench, groups, [block.parts for block in blocks])
         for size, found in traces.items():
             costs.add_size(size, found)
         return cls(
             blocks=tuple(blocks),
             groups=tuple(groups),
-            widths=width_axis(groups, channel_step),
+            widths=width_axis(groups, units),
             sizes=tuple(sorted(traces)),
             notes=notes,
             base=shapes_of(model),
             axes=axis_sizes(model),
             channel_step=channel_step,
+            units=tuple(units),
+            growth=growth,
             _costs=costs,
         )
 
@@ -159,7 +198,17 @@ class Anatomy:
             goes = order[: len(order) - round(depth * len(order))]
             removed = tuple(sorted(part for name in goes for part in parts[name]))
         reached = Scale(depth, self.widths.values[width], size[0] / self.base_size[0])
-        return Choice(reached, removed, self.widths.kept[width], size)
+        return Choice(reached, removed, self._without_growth(self.widths.kept[width], removed), size)
+
+    def without(self, name: str) -> Choice:
+        """The base without one block."""
+        block = next(block for block in self.blocks if block.name == name)
+        kept = self._without_growth(self.widths.kept[-1], block.parts)
+        return Choice(BASE, block.parts, kept, self.base_size)
+
+    def _without_growth(self, kept: Kept, removed: Sequence[str]) -> Kept:
+        gone = {number for name in removed for number in self.growth.get(name, ())}
+        return tuple(0 if number in gone else count for number, count in enumerate(kept))
 
     def cost(self, scale: Scale, ranking: Mapping[str, float] | None = None) -> Cost:
         """The exact cost of the network that ``prune`` builds at ``scale`` with this ``ranking``."""
@@ -182,53 +231,108 @@ class Anatomy:
                 )
 
 
-def _traces(bench: nn.Module, example: Tensor, step: int, notes: list[str]) -> dict[Size, Trace]:
-    """What the network does at each size it takes; sizes it does not take go into ``notes``."""
-    base = (int(example.shape[2]), int(example.shape[3]))
+def _require_usable(example_input: Inputs, channel_step: int | Mapping[str, int], resolution_step: int | None) -> None:
+    require_image(example_input)
+    steps = channel_step.values() if isinstance(channel_step, Mapping) else [channel_step]
+    if min(steps, default=0) < 1 or (resolution_step is not None and resolution_step < 1):
+        raise UsageError(f"channel step {channel_step} and resolution step {resolution_step} must be at least 1")
+
+
+def _sizes(
+    bench: nn.Module, example: Inputs, step: int, resolutions: bool, notes: list[str]
+) -> tuple[dict[Size, Trace], Inputs, bool]:
+    """What the network does at each size it takes, a small input, and whether some layers run in training only.
+
+    Sizes it does not take go into ``notes``. The small input is the smallest of at least 64 px: which channels are
+    coupled does not depend on the size.
+    """
+    base = size_of(example)
+    shadow, shape, whole = _shadow(bench, example)
+    every = candidate_sizes(base, step, SMALLEST_RESOLUTION)
+    rarely = any(axes_of(module) and name not in whole.shapes for name, module in bench.named_modules())
+    if resolutions:
+        traces, refusal = working_sizes(shadow, shape, every, {base: whole})
+        refusals = [refusal]
+        if rarely:
+            traces, refusal = training_sizes(shadow, shape, traces)
+            refusals.append(refusal)
+        notes += [f"resolution: {refusal}" for refusal in refusals if refusal is not None]
+        small = next((size for size in sorted(traces) if min(size) >= SMALL_SIDE), base)
+        return traces, resized(example, small), rarely
+    for size in every:
+        if min(size) >= SMALL_SIDE and size in working_sizes(shadow, shape, [size], {base: whole})[0]:
+            return {base: whole}, resized(example, size), rarely
+    return {base: whole}, example, rarely
+
+
+def _shadow(bench: nn.Module, example: Inputs) -> tuple[nn.Module, Inputs, Trace]:
+    """The network on tensors without data, where it runs on them, else as it is; its input, and what it does on it."""
     try:
-        traces, refusal = working_sizes(bench, example, candidate_sizes(base, step, SMALLEST_RESOLUTION))
+        shadow = outline(bench, "meta")
+        for module in shadow.modules():
+            if isinstance(module, _NormBase) or type(module).__module__ == "torch.nn.modules.activation":
+                module.forward = partial(_shape_of, module)
+        shape = like(example, 1, torch.empty, device="meta")
+        return shadow, shape, trace(shadow, shape)
+    except Exception:  # whatever: data-dependent control flow, an operation that has no shape function
+        pass
+    try:
+        return bench, example, trace(bench, example)
     except Exception as error:
-        raise UsageError(f"the model fails on an input {tuple(example.shape)}: {error}") from error
-    refuse_transformer(bench, example)
-    refusals = [refusal]
-    if uncalled(bench, example):
-        traces, refusal = training_sizes(bench, example, traces)
-        refusals.append(refusal)
-    notes += [f"resolution: {refusal}" for refusal in refusals if refusal is not None]
-    return traces
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(example))
+        raise UsageError(f"the model fails on an input {shapes}: {error}") from error
 
 
-def _small(example: Tensor, sizes: Sequence[Size]) -> Tensor:
-    """The example at the smallest working size of at least 64 px: which channels are coupled does not depend on it."""
-    height, width = next((size for size in sizes if min(size) >= SMALL_SIDE), sizes[-1])
-    return example if tuple(example.shape[2:]) == (height, width) else example[:, :, :height, :width].contiguous()
+def _shape_of(module: nn.Module, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    """What a norm or an activation gives, without data: torch's own take up to 4 ms each, most of the analysis."""
+    if isinstance(module, nn.MultiheadAttention):
+        raise NotImplementedError("attention has no shape function here")
+    if isinstance(module, _NormBase) and (x.dim() < 2 or x.shape[1] != module.num_features):
+        raise ValueError(f"expected {module.num_features} channels and got a tensor of shape {tuple(x.shape)}")
+    return x
+
+
+def _at_base(blocks: Sequence[Block], found: Trace) -> list[Block]:
+    """The blocks with their shapes at the base's size; without those whose input and output differ there."""
+    kept = []
+    for block in blocks:
+        into, out = found.shapes[block.name]
+        if block.listed or into == out:
+            kept.append(replace(block, shape=out[1:]))
+    return kept
 
 
 def _too_few(blocks: Sequence[Block]) -> list[str]:
     """A note where depth cannot change though nothing else was said of it."""
     if not blocks:
-        return ["depth: no residual block, and no plain layer on the trunk, whose input and output shapes agree"]
+        return [
+            "depth: no residual block, no layer or unit on the trunk whose input and output shapes agree, and no list "
+            "of layers that can do without one"
+        ]
     return [] if len(blocks) > 1 else [f"depth: {blocks[0].name} is the only removable block, and one always stays"]
 
 
 def _groups(
-    bench: nn.Module, example: Tensor, channel_step: int, notes: list[str], through: Sequence[str]
-) -> list[ChannelGroup]:
-    """The proven groups that can shrink; what is left alone goes into ``notes``."""
-    try:
-        traced = find_groups(bench, example, through)
-    except Exception as error:  # torch-pruning raises whatever its own code runs into
-        notes.append(f"width: torch-pruning cannot trace this network ({type(error).__name__}: {error})")
-        return []
+    bench: nn.Module,
+    example: Inputs,
+    channel_step: int | Mapping[str, int],
+    through: Sequence[str],
+    rarely: bool,
+) -> tuple[list[ChannelGroup], list[int], list[str]]:
+    """The proven groups that can shrink, their channel steps, and notes on what is left alone."""
+    notes = []
+    traced = find_couplings(bench, example, through, training=rarely)
+    notes += [f"width: {_listed(layers)} stay: {why}" for why, layers in traced.held.items() if layers]
     shared = dict.fromkeys(axis.layer for axis in shared_axes(bench))
     if shared:
         notes.append(f"width: {_listed(list(shared))} share a weight: their channels stay")
-    candidates = [group for group in traced if can_shrink(group, channel_step)]
+    units = {id(group): unit_of(group, bench, channel_step) for group in traced.groups}
+    candidates = [group for group in traced.groups if can_shrink(group, units[id(group)])]
     try:
-        proven, refuted = prove(bench, candidates, example)
+        proven, refuted = prove(bench, candidates, like(example, 1, torch.zeros, device="cpu"), rarely=rarely)
     except (RuntimeError, ValueError, MobilepruneError) as error:
         notes.append(f"width: the couplings cannot be tested ({type(error).__name__}: {error})")
-        return []
+        return [], [], notes
     kinds: dict[str, list[tuple[ChannelGroup, str]]] = {}
     for group, reason in refuted:
         kinds.setdefault(reason.partition(" (")[0], []).append((group, reason))
@@ -238,7 +342,7 @@ def _groups(
         notes.append(f"width: {channels} channels of {_listed(layers)} stay: {failures[0][1]}")
     if not proven and not candidates:
         notes.append("width: no layer has channels to spare")
-    return proven
+    return proven, [units[id(group)] for group in proven], notes
 
 
 def _listed(layers: Sequence[str]) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mobileprune.errors import UsageError
-from mobileprune.pruning.layers import outputs
+from mobileprune.pruning.layers import Inputs, outputs
 
 
 class _Operations(TorchDispatchMode):
@@ -24,7 +24,7 @@ class _Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def refuse_transformer(model: nn.Module, example_input: Tensor) -> None:
+def refuse_transformer(model: nn.Module, example_input: Inputs) -> None:
     """Raise UsageError where ``model`` computes more attentions than convolutions; a hybrid with few of them passes.
 
     An attention is one fused operation, or two products of batches of matrices (scores, and values weighted by them).

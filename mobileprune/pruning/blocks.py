@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mobileprune.pruning.layers import outputs
+from mobileprune.pruning.layers import Axis, Inputs, outline, outputs, slice_model
 
 Ranking = dict[str, float]
 """Loss increase when a block is skipped, by block name: the block with the lowest goes first. JSON as it is."""
@@ -30,21 +29,25 @@ _PASSING = {
 
 @dataclass(frozen=True)
 class Block:
-    """A module whose place ``nn.Identity`` can take: it computes input + branch(input), or is a plain layer."""
+    """A part of the network that can be taken out: a residual branch, a plain layer, an entry of a list."""
 
     name: str
     shape: tuple[int, ...]
-    """(C, H, W) of its input, which is also that of its output."""
+    """(C, H, W) of what it gives; unless it is listed that is also the shape of what it gets."""
     parameters: int
     also: tuple[str, ...] = ()
     """Modules that go with it: the norm and the activation of a bare convolution."""
+    listed: bool = False
+    """It is taken out of the list that its parent loops over; otherwise ``nn.Identity`` takes its place."""
+    leaves: Mapping[Axis, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
+    """The positions that other layers keep where the channels that it gives go with it (DenseNet's)."""
 
     @property
     def parts(self) -> tuple[str, ...]:
         return (self.name, *self.also)
 
 
-def find_blocks(model: nn.Module, example_input: Tensor) -> tuple[list[Block], list[str]]:
+def find_blocks(model: nn.Module, example_input: Inputs) -> tuple[list[Block], list[str]]:
     """The removable blocks of ``model``, in execution order, and notes on those that looked so and are not.
 
     A block is the innermost module, called once with one tensor, that returns a tensor of the same shape into which
@@ -54,26 +57,26 @@ def find_blocks(model: nn.Module, example_input: Tensor) -> tuple[list[Block], l
     names = {module: name for name, module in model.named_modules() if name}
     tracer = _Tracer()
     with _hooked(names, tracer), tracer:
-        outputs(model, example_input)
+        shapes = [t.shape for t in outputs(model, example_input)]
     found = {
         id(call.module): call
         for call in tracer.finished
         if call.residual and not call.extra and tracer.count[id(call.module)] == 1
-        if _has_weights(call.module) and owns(model, names[call.module], call.module)
+        if has_weights(call.module) and owns(model, names[call.module], call.module)
     }
     innermost = [call for call in found.values() if not any(id(m) in found for m in _below(call.module))]
     blocks = [
         Block(names[call.module], tuple(call.shape[1:]), sum(p.numel() for p in call.module.parameters()))
         for call in sorted(innermost, key=lambda call: call.started)
     ]
-    return verified(model, blocks, example_input)
+    return verified(model, blocks, example_input, shapes)
 
 
 def _below(module: nn.Module) -> Iterator[nn.Module]:
     return (m for m in module.modules() if m is not module)
 
 
-def _has_weights(module: nn.Module) -> bool:
+def has_weights(module: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.conv._ConvNd | nn.Linear) for m in module.modules())
 
 
@@ -85,20 +88,24 @@ def owns(model: nn.Module, name: str, block: nn.Module) -> bool:
     return not any(id(part) in within for m in others for part in (m, *m.parameters(recurse=False)))
 
 
-def verified(model: nn.Module, blocks: list[Block], example_input: Tensor) -> tuple[list[Block], list[str]]:
-    """Keep the blocks that can really be taken out, tried together and, where that fails, one by one."""
-    shapes = [t.shape for t in outputs(model, example_input)]
+def verified(
+    model: nn.Module, blocks: list[Block], example_input: Inputs, shapes: Sequence[torch.Size]
+) -> tuple[list[Block], list[str]]:
+    """Keep the blocks that can really be taken out, tried together and, where that fails, one by one.
+
+    shapes: of what the whole model gives.
+    """
 
     def works(some: Sequence[Block]) -> bool:
-        trial = copy.deepcopy(model)
+        trial = outline(model)
         called: list[str] = []
         for block in some:
             for part in block.parts:
                 trial.get_submodule(part).register_forward_hook(lambda *_a, n=part: called.append(n))
-            remove_blocks(trial, block.parts)
+        take_out(trial, some)
         try:
-            return [t.shape for t in outputs(trial, example_input)] == shapes and not called
-        except (RuntimeError, ValueError, AttributeError, TypeError, IndexError):
+            return [t.shape for t in outputs(trial, example_input)] == list(shapes) and not called
+        except (RuntimeError, ValueError, AttributeError, TypeError, IndexError, KeyError):
             return False
 
     if not blocks or works(blocks):
@@ -114,33 +121,65 @@ def verified(model: nn.Module, blocks: list[Block], example_input: Tensor) -> tu
     return good, notes
 
 
-def remove_blocks(model: nn.Module, names: Sequence[str]) -> None:
-    """Put ``nn.Identity`` in the place of each named block of ``model``; other names stay as they are."""
+def remove_blocks(model: nn.Module, names: Sequence[str], listed: Sequence[str] = ()) -> None:
+    """Put ``nn.Identity`` in the place of each named block of ``model``; those ``listed`` leave their parent's list.
+
+    Other names stay as they are.
+    """
     for name in names:
-        model.set_submodule(name, nn.Identity())
+        if name in listed:
+            owner, _, key = name.rpartition(".")
+            del model.get_submodule(owner)._modules[key]
+        else:
+            model.set_submodule(name, nn.Identity())
 
 
-@contextmanager
-def skipped(model: nn.Module, names: Sequence[str]) -> Iterator[nn.Module]:
-    """``model`` without the named blocks while the context lasts, the very same model afterwards."""
-    originals = {name: model.get_submodule(name) for name in names}
-    try:
-        remove_blocks(model, names)
-        yield model
-    finally:
-        for name, module in originals.items():
-            model.set_submodule(name, module)
-
-
-def rank_blocks(model: nn.Module, blocks: Sequence[Block], loss: Callable[[nn.Module], float]) -> Ranking:
-    """How much ``loss(model)`` grows when each block is skipped alone. Smaller is better to remove."""
-    base = loss(model)
-    ranking: Ranking = {}
+def take_out(model: nn.Module, blocks: Sequence[Block]) -> None:
+    """Take ``blocks`` out of ``model`` in place, with the channels that go with them."""
+    leaves: dict[Axis, tuple[int, ...]] = {}
     for block in blocks:
-        with skipped(model, block.parts):
-            increase = float(loss(model)) - float(base)
-        ranking[block.name] = increase if math.isfinite(increase) else _INFINITE
-    return ranking
+        for axis, positions in block.leaves.items():
+            there = set(leaves.get(axis, positions))
+            leaves[axis] = tuple(i for i in positions if i in there)
+    slice_model(model, leaves)
+    names = [part for block in blocks for part in block.parts]
+    remove_blocks(model, names, [block.name for block in blocks if block.listed])
+
+
+def without(model: nn.Module, blocks: Sequence[Block]) -> nn.Module:
+    """``model`` without ``blocks``: another module tree over the same tensors, so that ``model`` stays as it is."""
+    trial = outline(model)
+    take_out(trial, blocks)
+    return trial
+
+
+def rank_blocks(
+    model: nn.Module, blocks: Sequence[Block], loss: Callable[[nn.Module], float], *, greedy: bool = False
+) -> Ranking:
+    """How much ``loss(model)`` grows when each block is skipped alone. Smaller is better to remove.
+
+    greedy: after each removal the blocks that are left are ranked anew without it, in quadratic time. A block's value
+    is then its place in that order: 0 for the first to go.
+    """
+    if greedy:
+        return _rank_greedily(model, blocks, loss)
+    base = loss(model)
+    return {block.name: _finite(float(loss(without(model, [block]))) - float(base)) for block in blocks}
+
+
+def _rank_greedily(model: nn.Module, blocks: Sequence[Block], loss: Callable[[nn.Module], float]) -> Ranking:
+    gone: list[Block] = []
+    left = list(reversed(blocks))  # of equal ones the later goes first
+    while left:
+        losses = {block.name: _finite(float(loss(without(model, [*gone, block])))) for block in left}
+        least = min(left, key=lambda block: losses[block.name])
+        gone.append(least)
+        left.remove(least)
+    return {block.name: float(place) for place, block in enumerate(gone)}
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else _INFINITE
 
 
 def removal_order(blocks: Sequence[Block], ranking: Mapping[str, float] | None) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,18 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from mobileprune.pruning.couplings import ChannelGroup
-from mobileprune.pruning.layers import Axis, axes_of, axis_sizes, is_depthwise, outputs, parameter_dim, tensors_in
+from mobileprune.pruning.layers import (
+    Axis,
+    Inputs,
+    axes_of,
+    axis_sizes,
+    first_sample,
+    is_depthwise,
+    outputs,
+    parameter_dim,
+    size_of,
+    tensors_in,
+)
 
 KINDS = ("conv1x1", "conv", "depthwise", "linear")
 BYTES = 4  # float32
@@ -45,9 +57,11 @@ class Trace:
     read: tuple[int, ...]
     written: tuple[int, ...]
     output_shapes: tuple[tuple[int, ...], ...]
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(repr=False, compare=False)
+    """Of every module that runs: the shapes of the first tensor it gets and of the first one it gives."""
 
 
-def trace(model: nn.Module, inputs: Tensor) -> Trace:
+def trace(model: nn.Module, inputs: Inputs) -> Trace:
     """Run ``model`` (in eval mode) on a batch of one and note what its convolutions and linear layers do."""
     names: list[str] = []
     read: list[int] = []
@@ -59,17 +73,25 @@ def trace(model: nn.Module, inputs: Tensor) -> Trace:
         read.append(args[0].numel() // sizes["in"])
         written.append(output.numel() // sizes["out"])
 
-    hooks = [
-        module.register_forward_hook(lambda m, args, out, name=name: note(name, m, args, tensors_in(out)[0]))
-        for name, module in model.named_modules()
-        if "in" in axes_of(module)
-    ]
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+
+    def note_shapes(name: str, args: Any, output: Any) -> None:
+        into, out = tensors_in(args), tensors_in(output)
+        shapes[name] = (tuple(into[0].shape) if into else (), tuple(out[0].shape) if out else ())
+
+    hooks = []
+    for name, module in model.named_modules():
+        if "in" in axes_of(module):
+            hooks.append(
+                module.register_forward_hook(lambda m, args, out, name=name: note(name, m, args, tensors_in(out)[0]))
+            )
+        hooks.append(module.register_forward_hook(lambda m, args, out, name=name: note_shapes(name, args, out)))
     try:
         result = outputs(model, inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    return Trace(tuple(names), tuple(read), tuple(written), tuple(tuple(t.shape) for t in result))
+    return Trace(tuple(names), tuple(read), tuple(written), tuple(tuple(t.shape) for t in result), shapes)
 
 
 def kind_of(module: nn.Module) -> str:
@@ -204,17 +226,17 @@ class _Calls:
         return Cost(round(macs.sum()), params, round(activations.max(initial=0.0)) * BYTES, features)
 
 
-def count(model: nn.Module, inputs: Tensor) -> Cost:
+def count(model: nn.Module, inputs: Inputs) -> Cost:
     """The cost of ``model`` as it stands, counted by running it on ``inputs`` (batch of one) in eval mode."""
     was_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.no_grad():
-            found = trace(model, inputs[:1])
+            found = trace(model, first_sample(inputs))
     finally:
         for module in was_training:
             module.training = True
-    size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
+    size = size_of(inputs)
     costs = CostModel(model, [], [])
     costs.add_size(size, found)
     return costs.cost([], [], size)
@@ -231,12 +253,12 @@ class LayerWork:
     params: int
 
 
-def layer_work(model: nn.Module, inputs: Tensor) -> dict[str, LayerWork]:
+def layer_work(model: nn.Module, inputs: Inputs) -> dict[str, LayerWork]:
     """The work of each convolution and linear layer of ``model`` (in eval mode) on ``inputs``, in module order.
 
     A layer called several times adds up its calls; one that does not run, such as an auxiliary head, has no MACs.
     """
-    found = trace(model, inputs[:1])
+    found = trace(model, first_sample(inputs))
     applied: dict[str, int] = {}
     for name, read, written in zip(found.layers, found.read, found.written, strict=True):
         times = read if getattr(model.get_submodule(name), "transposed", False) else written

@@ -1,24 +1,19 @@
-"""Which channels must be cut together: torch-pruning's dependency graph, taken apart into groups of equal channels."""
+"""Which channels must be cut together: the traced ties, taken apart into groups of equal channels."""
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from mobileprune.pruning.layers import Axis, axes_of, axis_sizes, bare_parameters, is_depthwise, tensors_in
-
-_MOST_VISITS = 10_000  # per group
+from mobileprune.pruning.layers import Axis, Inputs, axes_of, is_depthwise, outline
+from mobileprune.pruning.tracing import FIXED, ChannelTracer
 
 
 @dataclass(frozen=True)
@@ -51,69 +46,98 @@ class ChannelGroup:
         return self.count * self.positions_each
 
 
-def find_groups(model: nn.Module, example_input: Tensor, through: Sequence[str] = ()) -> list[ChannelGroup]:
-    """Trace ``model`` and return its channel groups, in the order in which the layers that make them appear.
+@dataclass(frozen=True)
+class Couplings:
+    """The channel groups of a network, and which layers have channels that must stay, by the reason."""
 
-    through: convolutions whose output channel i must stay with input channel i, because the layer may be taken out.
+    groups: list[ChannelGroup]
+    held: Mapping[str, Sequence[str]]
 
-    Input channels and the layers that give the model's output are in no group. The couplings are torch-pruning's
-    word: ``mobileprune.pruning.proof`` decides which are true. Raises what torch-pruning raises when it cannot trace.
+
+def find_groups(model: nn.Module, inputs: Inputs, through: Sequence[str] = ()) -> list[ChannelGroup]:
+    """The channel groups of ``model`` in any mode, see ``find_couplings``."""
+    return find_couplings(outline(model).eval(), inputs, through).groups
+
+
+def find_couplings(
+    model: nn.Module, inputs: Inputs, through: Sequence[str] = (), *, training: bool = False
+) -> Couplings:
+    """Trace ``model`` (in eval mode) and return its channel groups, in the order of the layers that make them.
+
+    through: modules that may be taken out, so that what they give must be cut like what they get.
+
+    Input channels and whatever the model gives are in no group. What is traced is a claim, since code can do what a
+    tracer does not see: ``mobileprune.pruning.proof`` decides which couplings are true. ``model`` may be on the meta
+    device: nothing is computed then. training: follow a call in training mode, too (on a copy), where further layers
+    run in it.
     """
-    import torch_pruning as tp
-
-    model = copy.deepcopy(model).eval().requires_grad_(True)
-    finals = _output_layers(model, example_input)
-    with warnings.catch_warnings(), torch.enable_grad():
-        warnings.simplefilter("ignore")
-        graph = tp.DependencyGraph().build_dependency(model, example_input, verbose=False)
-        for node in graph.module2node.values():
-            node.dependencies = _Counted(node.dependencies)
-        tied, _Counted.visits = [], 0
-        for group in graph.get_all_groups():
-            tied.append(group)
-            _Counted.visits = 0
-    table = _Positions(model)
-    paths = {module: path for path, module in model.named_modules()}
-    paths.update({parameter: path for path, parameter in bare_parameters(model)})
-    for group in tied:
-        for number, (dependency, positions) in enumerate(group):
-            target = dependency.target.module
-            if target not in paths:
-                continue
-            side = _side(target, graph.is_out_channel_pruning_fn(dependency.handler))
-            roots = group[number].root_idxs
-            table.tie(id(group), roots, Axis(paths[target], side), positions)
-    for path in finals:
-        table.freeze(Axis(path, "out"))
+    tracer = ChannelTracer(model)
+    tracer.run(model, inputs, through)
+    if training:
+        tracer.run_training(model, inputs)
+    ties = [tracer.edges(), *_grouped_ties(model, tracer)]
     for axis in shared_axes(model):
-        table.freeze(axis)
-    table.tie_grouped(model)
-    for path in through:
-        table.tie_through(path)
-    return table.groups()
+        numbers = tracer.numbers(axis).numpy()
+        ties.append(np.stack([numbers, np.full_like(numbers, FIXED)]))
+    pairs = np.concatenate(ties, axis=1)
+    graph = coo_matrix((np.ones(pairs.shape[1], dtype=np.int8), (pairs[0], pairs[1])), shape=(tracer.count,) * 2)
+    label = np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
+    return Couplings(_groups(tracer, label), {why: _owners(tracer, held) for why, held in tracer.held.items()})
 
 
-class _Counted(list[Any]):
-    """The dependencies of a node, which may be looked through only so often.
-
-    torch-pruning walks every path of some graphs (channels added into a slice) and then does not end: it visits a
-    node of densenet121 1,300 times per group at the most, and those of rexnet_100 without limit.
-    """
-
-    visits = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        _Counted.visits += 1
-        if _Counted.visits > _MOST_VISITS:
-            _Counted.visits = 0
-            raise RecursionError("its search for coupled channels does not end")
-        return super().__iter__()
+def _owners(tracer: ChannelTracer, labels: Sequence[Tensor]) -> list[str]:
+    """The layers that make the channels of these labels."""
+    axes = list(tracer.start)
+    numbers = np.unique(np.concatenate([part.numpy() for part in labels]))
+    at = np.searchsorted([tracer.start[axis] for axis in axes], numbers[numbers != FIXED], side="right") - 1
+    return list(dict.fromkeys(axes[i].layer for i in at.tolist()))
 
 
-def _side(target: nn.Module | nn.Parameter, is_out: bool) -> str:
-    if isinstance(target, nn.Parameter):
-        return "param"
-    return "out" if is_out or is_depthwise(target) or "in" not in axes_of(target) else "in"
+def _grouped_ties(model: nn.Module, tracer: ChannelTracer) -> Iterator[NDArray[np.int64]]:
+    """Every group of a grouped convolution or norm keeps the same positions; a depthwise one ties in to out."""
+
+    def tied(axis: Axis, other: Axis, partner: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.stack([tracer.numbers(axis).numpy(), partner + tracer.start[other]])
+
+    for path, module in model.named_modules():
+        out, into = Axis(path, "out"), Axis(path, "in")
+        if isinstance(module, _ConvNd) and is_depthwise(module):
+            each = module.out_channels // module.in_channels
+            yield tied(out, into, np.arange(module.out_channels) // each)
+        elif isinstance(module, _ConvNd) and module.groups > 1:
+            for axis, size in ((out, module.out_channels), (into, module.in_channels)):
+                yield tied(axis, axis, np.arange(size) % (size // module.groups))
+        elif isinstance(module, nn.GroupNorm) and axes_of(module):
+            size = module.num_channels
+            yield tied(out, out, np.arange(size) % (size // module.num_groups))
+
+
+def _groups(tracer: ChannelTracer, label: NDArray[np.int64]) -> list[ChannelGroup]:
+    """Components with the same count of positions on the same axes form one group."""
+    axes = [axis for axis in tracer.sizes if axis in tracer.seen]
+    numbers = np.concatenate([tracer.numbers(axis).numpy() for axis in axes] or [np.zeros(0, dtype=np.int64)])
+    owner = np.repeat(np.arange(len(axes)), [tracer.sizes[axis] for axis in axes])
+    position = numbers - np.array([tracer.start[axis] for axis in axes])[owner]
+    component = label[numbers]
+    wanted = component != label[FIXED]
+    owner, position, component = owner[wanted], position[wanted], component[wanted]
+    order = np.argsort(component, kind="stable")
+    cuts = np.flatnonzero(np.diff(component[order])) + 1
+    channels = [part for part in np.split(order, cuts) if len(part)]
+    alike: dict[bytes, list[NDArray[np.int64]]] = {}
+    for part in sorted(channels, key=lambda part: int(part[0])):
+        alike.setdefault(owner[part].tobytes(), []).append(position[part])
+    groups = []
+    for signature, rows in alike.items():
+        whose, first, many = np.unique(
+            np.frombuffer(signature, dtype=owner.dtype), return_index=True, return_counts=True
+        )
+        table = np.array(rows, dtype=np.int64)
+        spans = zip(whose.tolist(), first.tolist(), many.tolist(), strict=True)
+        members = {axes[w]: table[:, start : start + n] for w, start, n in spans}
+        group = ChannelGroup("", members)
+        groups.append(ChannelGroup(group.root.layer, members))
+    return groups
 
 
 def shared_axes(model: nn.Module) -> Iterator[Axis]:
@@ -125,102 +149,3 @@ def shared_axes(model: nn.Module) -> Iterator[Axis]:
     for path, module in model.named_modules():
         if any(holders[id(parameter)] > 1 for parameter in module.parameters(recurse=False)):
             yield from (Axis(path, side) for side in axes_of(module))
-
-
-def _output_layers(model: nn.Module, example_input: Tensor) -> set[str]:
-    """Paths of the layers whose output is itself an output of the model: their channels are the answer."""
-    made: dict[int, str] = {}
-    alive: list[Tensor] = []
-
-    def note(path: str, output: object) -> None:
-        for tensor in tensors_in(output):
-            made[id(tensor)] = path
-            alive.append(tensor)  # an id is unique only while its tensor lives
-
-    hooks = [
-        module.register_forward_hook(lambda _m, _a, out, path=path: note(path, out))
-        for path, module in model.named_modules()
-        if axes_of(module)
-    ]
-    with torch.no_grad():
-        final = tensors_in(model(example_input))
-    for hook in hooks:
-        hook.remove()
-    return {made[id(tensor)] for tensor in final if id(tensor) in made}
-
-
-class _Positions:
-    """Numbers every position of every axis, records which are tied, and reads off the connected components."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.sizes = axis_sizes(model)
-        self.axes = list(self.sizes)
-        self.offset = dict(zip(self.axes, np.cumsum([0, *self.sizes.values()]).tolist(), strict=False))
-        self.total = sum(self.sizes.values())
-        self.roots: dict[tuple[int, int], int] = {}
-        self.edges: list[tuple[int, int]] = []
-        self.frozen: set[int] = set()  # nodes (positions or roots) that must stay
-        self.seen: set[int] = set()
-
-    def tie(self, group: int, roots: Iterable[int | None], axis: Axis, positions: Iterable[int]) -> None:
-        """Position ``positions[k]`` of ``axis`` belongs to root channel ``roots[k]`` of torch-pruning's ``group``."""
-        size = self.sizes.get(axis)
-        for root, position in zip(roots, positions, strict=True):
-            if root is None:
-                continue
-            node = self.roots.setdefault((group, root), self.total + len(self.roots))
-            if size is None or not 0 <= position < size:
-                self.frozen.add(node)  # a layer that cannot be sliced here: the channel stays
-            else:
-                self.edges.append((node, self.offset[axis] + position))
-                self.seen.add(self.offset[axis] + position)
-
-    def freeze(self, axis: Axis) -> None:
-        self.frozen.update(range(self.offset[axis], self.offset[axis] + self.sizes[axis]))
-
-    def tie_grouped(self, model: nn.Module) -> None:
-        """Every group of a grouped convolution or norm keeps the same positions; a depthwise one ties in to out."""
-        for path, module in model.named_modules():
-            if isinstance(module, _ConvNd) and is_depthwise(module):
-                each = module.out_channels // module.in_channels
-                self._tie_pairs(Axis(path, "out"), Axis(path, "in"), np.arange(module.out_channels) // each)
-            elif isinstance(module, _ConvNd) and module.groups > 1:
-                for axis, size in ((Axis(path, "out"), module.out_channels), (Axis(path, "in"), module.in_channels)):
-                    self._tie_pairs(axis, axis, np.arange(size) % (size // module.groups))
-            elif isinstance(module, nn.GroupNorm) and axes_of(module):
-                size = module.num_channels
-                self._tie_pairs(Axis(path, "out"), Axis(path, "out"), np.arange(size) % (size // module.num_groups))
-
-    def tie_through(self, path: str) -> None:
-        """Input position i of the layer at ``path`` is tied to its output position i."""
-        self._tie_pairs(Axis(path, "out"), Axis(path, "in"), np.arange(self.sizes[Axis(path, "in")]))
-
-    def _tie_pairs(self, axis: Axis, other: Axis, partner: NDArray[np.int64]) -> None:
-        nodes = np.arange(self.sizes[axis]) + self.offset[axis]
-        self.edges.extend(zip(nodes.tolist(), (partner + self.offset[other]).tolist(), strict=True))
-
-    def groups(self) -> list[ChannelGroup]:
-        """Components with the same count of positions on the same axes form one group."""
-        nodes = self.total + len(self.roots)
-        if not self.edges:
-            return []
-        pairs = np.array(self.edges)
-        graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(nodes, nodes))
-        label = np.asarray(connected_components(graph, directed=False)[1])
-        frozen = {int(label[node]) for node in self.frozen}
-        wanted = {int(label[node]) for node in self.seen} - frozen
-        channels: dict[int, dict[Axis, list[int]]] = {}
-        for axis in self.axes:
-            start = self.offset[axis]
-            for position, which in enumerate(label[start : start + self.sizes[axis]].tolist()):
-                if which in wanted:
-                    channels.setdefault(which, {}).setdefault(axis, []).append(position)
-        alike: dict[tuple[tuple[Axis, int], ...], list[dict[Axis, list[int]]]] = {}
-        for channel in channels.values():
-            alike.setdefault(tuple((axis, len(where)) for axis, where in channel.items()), []).append(channel)
-        groups = []
-        for signature, rows in alike.items():
-            members = {axis: np.array([row[axis] for row in rows], dtype=np.int64) for axis, _ in signature}
-            group = ChannelGroup("", members)
-            groups.append(ChannelGroup(group.root.layer, members))
-        return groups

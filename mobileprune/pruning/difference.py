@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from mobileprune.errors import UsageError
 from mobileprune.pruning.cost import Cost, LayerWork, count, layer_work
+from mobileprune.pruning.layers import Inputs, first_sample, outline, require_image, resized
 from mobileprune.pruning.recipe import Recipe, rebuild
 from mobileprune.pruning.resolutions import Size
 from mobileprune.scale import Scale
@@ -72,18 +71,18 @@ class Difference:
         ]
 
 
-def diff(recipe: Recipe, base_model: nn.Module, example_input: Tensor) -> Difference:
+def diff(recipe: Recipe, base_model: nn.Module, example_input: Inputs) -> Difference:
     """Compare ``base_model`` with what ``recipe`` makes of it; the model is left as it is.
 
     example_input: (N, C, H, W), of which only C, the type and the device are read: the sizes are the recipe's. Raises
     MobilepruneError where the recipe belongs to another network, UsageError for an input of another shape.
     """
-    if example_input.dim() != 4:
-        raise UsageError(f"the example input has shape {tuple(example_input.shape)}: give a batch (N, C, H, W)")
-    old = copy.deepcopy(base_model).eval()
+    require_image(example_input)
+    old = outline(base_model).eval()
     new = rebuild(recipe, base_model).eval()
     sizes = (recipe.base_input_size, recipe.input_size)
-    before, after = (example_input.new_zeros((1, example_input.shape[1], *size)) for size in sizes)
+    image = first_sample(example_input)
+    before, after = (resized(image, size) for size in sizes)
     had, has = layer_work(old, before), layer_work(new, after)
     layers = tuple(LayerChange(name, work, has.get(name)) for name, work in had.items())
     total, left = count(old, before), count(new, after)

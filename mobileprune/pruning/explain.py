@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mobileprune.pruning.anatomy import Anatomy
@@ -112,12 +112,11 @@ class Explanation:
 def explain(anatomy: Anatomy, ranking: Mapping[str, float] | None = None) -> Explanation:
     """Put an analysed network into words. ranking: which block would be the last one, at the smallest scale."""
     base = anatomy.cost(BASE)
-    everything = anatomy.choose(BASE)
     smallest = Scale(anatomy.depths[0], anatomy.widths.values[0], anatomy.resolutions[0])
     least = anatomy.cost(smallest, ranking)
     blocks = []
     for block in anatomy.blocks:
-        macs = base.macs - anatomy.cost_of(replace(everything, removed=(block.name,))).macs
+        macs = base.macs - anatomy.cost_of(anatomy.without(block.name)).macs
         blocks.append(BlockRow(block.name, block.shape, block.parameters, macs, macs / max(1, base.macs)))
     made = _layer_outputs(anatomy.axes)
     in_groups = {axis: members.size for group in anatomy.groups for axis, members in _outputs_of(group, made)}

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from mobileprune.pruning.couplings import ChannelGroup
-from mobileprune.pruning.layers import Axis
+from mobileprune.pruning.layers import Axis, is_depthwise
 
 SMALLEST = 8  # no group falls below this many channels: a residual stream of 8 has cost 10 points (18 blocks, CIFAR-10)
 
@@ -64,17 +61,43 @@ class _Rule:
         return cls(group.channels, unit, min(floor, group.channels))
 
     @property
-    def counts(self) -> list[int]:
+    def counts(self) -> NDArray[np.int64]:
         """What can be kept, ascending."""
-        return [*range(self.floor, self.channels, self.unit), self.channels]
+        return np.array([*range(self.floor, self.channels, self.unit), self.channels])
 
-    def at(self, nominal: float) -> int:
-        counts = self.counts
-        return counts[nearest(counts, nominal * self.channels)]
+    def at(self, nominal: NDArray[np.float64]) -> NDArray[np.int64]:
+        """What is kept at each nominal width: the count closest to it, the greater of two as close."""
+        counts, wanted = self.counts, nominal * self.channels
+        right = np.minimum(np.searchsorted(counts, wanted), len(counts) - 1)
+        left = np.maximum(right - 1, 0)
+        nearer = np.abs(counts[left] - wanted) < np.abs(counts[right] - wanted)
+        return np.asarray(np.where(nearer, counts[left], counts[right]))
 
-    def thresholds(self) -> Iterable[float]:
+    def thresholds(self) -> NDArray[np.float64]:
         """The nominal widths at which ``at`` changes."""
-        return ((low + high) / 2 / self.channels for low, high in itertools.pairwise(self.counts))
+        counts = self.counts
+        return np.asarray((counts[:-1] + counts[1:]) / 2 / self.channels)
+
+
+def unit_of(group: ChannelGroup, model: nn.Module, channel_step: int | Mapping[str, int]) -> int:
+    """The channel step of ``group``: a common multiple of those of the kinds of layers that make or read its channels.
+
+    channel_step: one number, or one per kind "dense", "pointwise" (1x1 and linear) and "depthwise"; missing: 1.
+    """
+    if isinstance(channel_step, int):
+        return channel_step
+    kinds = {_kind(model.get_submodule(axis.layer)) for axis in group.members if axis.side != "param"}
+    return math.lcm(*(channel_step.get(kind, 1) for kind in kinds if kind))
+
+
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, nn.Linear):
+        return "pointwise"
+    if not isinstance(module, _ConvNd):
+        return ""
+    if is_depthwise(module):
+        return "depthwise"
+    return "pointwise" if all(k == 1 for k in module.kernel_size) else "dense"
 
 
 def can_shrink(group: ChannelGroup, step: int) -> bool:
@@ -83,15 +106,18 @@ def can_shrink(group: ChannelGroup, step: int) -> bool:
     return rule.floor < rule.channels
 
 
-def width_axis(groups: Sequence[ChannelGroup], step: int) -> WidthAxis:
-    """Enumerate the configurations of ``groups`` (each able to shrink) at channel step ``step``."""
-    rules = [_Rule.of(group, step) for group in groups]
+def width_axis(groups: Sequence[ChannelGroup], step: int | Sequence[int]) -> WidthAxis:
+    """Enumerate the configurations of ``groups`` (each able to shrink) at channel step ``step``, or one step each."""
+    steps = [step] * len(groups) if isinstance(step, int) else step
+    rules = [_Rule.of(group, unit) for group, unit in zip(groups, steps, strict=True)]
     total = sum(rule.channels for rule in rules)
     if not total:
         return WidthAxis((1.0,), ((),))
-    edges = sorted({0.0, 1.0} | {t for rule in rules for t in rule.thresholds() if 0.0 < t < 1.0})
-    nominal = [(low + high) / 2 for low, high in itertools.pairwise(edges)] + [1.0]
-    found = dict.fromkeys(tuple(rule.at(t) for rule in rules) for t in nominal)  # ascending: every group is monotone
+    edges = np.unique(np.concatenate([[0.0, 1.0], *(rule.thresholds() for rule in rules)]))
+    edges = edges[edges <= 1.0]
+    nominal = np.append((edges[:-1] + edges[1:]) / 2, 1.0)
+    table = np.stack([rule.at(nominal) for rule in rules], axis=1)
+    found = dict.fromkeys(map(tuple, table.tolist()))  # ascending: every group is monotone
     values = tuple(sum(counts) / total for counts in found)
     each = [group.positions_each for group in groups]
     kept = tuple(tuple(n // m for n, m in zip(counts, each, strict=True)) for counts in found)
@@ -110,61 +136,3 @@ def removed_positions(
         for axis, members in group.members.items():
             stays.setdefault(axis, np.ones(sizes[axis], dtype=bool))[members[gone]] = False
     return {axis: np.flatnonzero(mask) for axis, mask in stays.items()}
-
-
-def importance(
-    group: ChannelGroup, model: nn.Module, alive: NDArray[np.int64], kept: Mapping[Axis, Sequence[int]]
-) -> NDArray[np.float64]:
-    """Group L2 importance of the channels ``alive`` (rows of ``group``) in the weights of ``model``.
-
-    The mean, over the layers that make, scale or read the channel, of the sum of its squared weights there: the
-    group importance of DepGraph (arXiv 2301.12900, with p = 2) as torch-pruning computes it. ``kept`` gives the base
-    positions that an axis of ``model`` still has, where it was pruned before. Removed layers do not count.
-    """
-    scores = []
-    for axis, members in group.members.items():
-        squares = _squares(model, axis)
-        if squares is None:
-            continue
-        at = members[alive]
-        if axis in kept:
-            at = np.searchsorted(np.asarray(kept[axis]), at)
-        scores.append(squares[at].sum(axis=1))
-    return np.mean(scores, axis=0) if scores else np.zeros(len(alive))
-
-
-def _squares(model: nn.Module, axis: Axis) -> NDArray[np.float64] | None:
-    """Sum of squared weights per position of ``axis``; None where torch-pruning counts nothing or the layer is gone."""
-    try:
-        module = model.get_submodule(axis.layer)
-    except AttributeError:
-        return None  # inside a removed block, or a bare parameter
-    weight: Tensor | None = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or isinstance(module, nn.PReLU | nn.GroupNorm):
-        return None
-    with torch.no_grad():
-        square = weight.detach().double().square().cpu()
-        if isinstance(module, _NormBase | nn.LayerNorm):
-            return np.asarray(square)
-        if isinstance(module, _ConvNd) and module.groups > 1:
-            return _grouped_squares(module, square, axis)
-        is_out = (axis.side == "out") != bool(getattr(module, "transposed", False))
-        return np.asarray((square if is_out else square.transpose(0, 1)).flatten(1).sum(1))
-
-
-def _grouped_squares(conv: _ConvNd, square: Tensor, axis: Axis) -> NDArray[np.float64] | None:
-    """The same for a grouped convolution, whose second dimension is that of one group; a depthwise one counts once."""
-    if axis.side == ("out" if conv.transposed else "in"):
-        if conv.in_channels == conv.groups:
-            return None
-        per_group = square.unflatten(0, (conv.groups, -1)).transpose(1, 2)  # (groups, per group, rest of dim 0, ...)
-        return np.asarray(per_group.flatten(2).sum(2).flatten())
-    return np.asarray(square.flatten(1).sum(1))
-
-
-def choose(
-    group: ChannelGroup, model: nn.Module, alive: NDArray[np.int64], count: int, kept: Mapping[Axis, Sequence[int]]
-) -> NDArray[np.int64]:
-    """The ``count`` most important of the channels ``alive``, ascending; of equal ones the first."""
-    order = np.argsort(-importance(group, model, alive, kept), kind="stable")
-    return np.sort(alive[order[:count]])

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+
+from mobileprune.errors import UsageError
+
+Inputs = Tensor | tuple[Tensor, ...]
+"""What a network is called with: one batch, or several tensors."""
 
 
 class Axis(NamedTuple):
@@ -166,7 +173,7 @@ def _replace(owner: nn.Module, name: str, positions: Sequence[int], dim: int) ->
     if old is None:
         return
     index = torch.as_tensor(positions, dtype=torch.long, device=old.device)
-    new = old.detach().index_select(dim, index).clone()
+    new = old.detach().index_select(dim, index)
     if isinstance(old, nn.Parameter):
         setattr(owner, name, nn.Parameter(new, requires_grad=old.requires_grad))
     else:
@@ -184,7 +191,104 @@ def tensors_in(output: Any) -> list[Tensor]:
     return [t for value in vars(output).values() for t in tensors_in(value)] if hasattr(output, "__dict__") else []
 
 
-def outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Run ``model`` as it is, without gradients, and list the tensors it gives."""
     with torch.no_grad():
-        return tensors_in(cast(Any, model)(inputs))
+        return tensors_in(cast(Any, model)(*(inputs if isinstance(inputs, tuple) else (inputs,))))
+
+
+_PLAIN = frozenset([int, float, complex, str, bool, bytes, type(None), type, torch.dtype, torch.Size, torch.device])
+
+
+def outline(model: nn.Module, device: str | None = None) -> nn.Module:
+    """A copy of the modules of ``model`` that holds the very same tensors: to be cut, never to be written into.
+
+    What ``copy.deepcopy`` gives, without the tensors. device: "meta" for a copy that knows but their shapes.
+    """
+    memo: dict[int, Any] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        moved = tensor if device is None else tensor.detach().to(device)
+        parameter = isinstance(tensor, nn.Parameter) and device is not None
+        memo[id(tensor)] = nn.Parameter(moved, tensor.requires_grad) if parameter else moved
+    modules = list(model.modules())
+    for module in modules:
+        memo[id(module)] = module.__class__.__new__(module.__class__)
+    for module in modules:
+        copied = memo[id(module)].__dict__
+        for name, value in vars(module).items():
+            copied[name] = value if type(value) in _PLAIN else _copied(value, memo)
+    return cast(nn.Module, memo[id(model)])
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    if type(value) in (dict, OrderedDict) and not value:
+        return type(value)()
+    if type(value) is tuple and all(type(v) in _PLAIN for v in value):
+        return value
+    if type(value) in (dict, OrderedDict) and all(id(v) in memo or v is None for v in value.values()):
+        return type(value)((k, None if v is None else memo[id(v)]) for k, v in value.items())
+    return copy.deepcopy(value, memo)
+
+
+def own_tensors(model: nn.Module, other: nn.Module) -> None:
+    """Give ``model`` copies of those tensors that it still shares with ``other``."""
+    theirs = {id(tensor) for tensor in [*other.parameters(), *other.buffers()]}
+    mine: dict[int, Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and id(tensor) in theirs:
+                    if id(tensor) not in mine:
+                        mine[id(tensor)] = copy.deepcopy(tensor)
+                    tensors[name] = mine[id(tensor)]  # type: ignore[assignment]
+
+
+def image_of(inputs: Inputs) -> Tensor:
+    """The first of the inputs that is a batch of images (N, C, H, W): the one whose size is pruned."""
+    return next(t for t in tensors_in(inputs) if t.dim() == 4)
+
+
+def resized(inputs: Inputs, size: tuple[int, int]) -> Inputs:
+    """Empty inputs like ``inputs`` whose image has ``size`` (h, w); other images shrink in the same ratio."""
+    height, width = image_of(inputs).shape[2:]
+
+    def one(tensor: Tensor) -> Tensor:
+        if tensor.dim() != 4:
+            return tensor
+        h, w = tensor.shape[2] * size[0] / height, tensor.shape[3] * size[1] / width
+        return tensor.new_zeros((*tensor.shape[:2], max(1, round(h)), max(1, round(w))))
+
+    return tuple(one(t) for t in inputs) if isinstance(inputs, tuple) else one(inputs)
+
+
+def like(inputs: Inputs, batch: int, fill: Callable[[tuple[int, ...]], Tensor], device: str | None = None) -> Inputs:
+    """Inputs of the shape of ``inputs`` for ``batch`` samples, of what ``fill(shape)`` gives; integers are zeros.
+
+    They are on ``device``, by default that of ``inputs``, and float32.
+    """
+
+    def one(tensor: Tensor) -> Tensor:
+        shape = (batch, *tensor.shape[1:])
+        made = fill(shape) if tensor.is_floating_point() else torch.zeros(shape, dtype=tensor.dtype)
+        return made.to(tensor.device if device is None else device)
+
+    return tuple(one(t) for t in inputs) if isinstance(inputs, tuple) else one(inputs)
+
+
+def first_sample(inputs: Inputs) -> Inputs:
+    """The first sample of a batch."""
+    return tuple(t[:1].detach() for t in inputs) if isinstance(inputs, tuple) else inputs[:1].detach()
+
+
+def size_of(inputs: Inputs) -> tuple[int, int]:
+    """(h, w) of the image."""
+    height, width = image_of(inputs).shape[2:]
+    return int(height), int(width)
+
+
+def require_image(inputs: Inputs) -> None:
+    """Raise UsageError where none of the inputs is a batch of images."""
+    tensors = tensors_in(inputs)
+    if not any(tensor.dim() == 4 for tensor in tensors):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise UsageError(f"the example input has shape {shapes}: give a batch (N, C, H, W)")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from mobileprune.errors import UsageError
-from mobileprune.pruning.layers import outputs
+from mobileprune.pruning.layers import Inputs, image_of, outputs
 
 
-def reestimate_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
+def reestimate_norms(model: nn.Module, batches: Iterable[Inputs]) -> int:
     """Replace the running mean and variance of every norm of ``model`` by those over ``batches``; in place.
 
     The mean over all images of the batch statistics (a batch counts by its size), each norm normalising with its own
@@ -39,8 +39,9 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
             norm.reset_running_stats()
             norm.train()
         for batch in batches:
-            seen += len(batch)
-            _step(model, norms, batch, len(batch) / seen)
+            images = image_of(batch)
+            seen += len(images)
+            _step(model, norms, batch, len(images) / seen)
         if not seen:
             raise UsageError("no batches to estimate the norm statistics on: give at least one batch of images")
         finished = True
@@ -57,18 +58,18 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
     return seen
 
 
-def _step(model: nn.Module, norms: list[_NormBase], batch: Tensor, share: float) -> None:
+def _step(model: nn.Module, norms: list[_NormBase], batch: Inputs, share: float) -> None:
     """One batch, which takes ``share`` of the running mean over images (all of it the first time)."""
     for norm in norms:
         norm.momentum = share
     with torch.no_grad():
-        device = next((b.device for b in norms[0].buffers()), batch.device)
+        device = next((b.device for b in norms[0].buffers()), image_of(batch).device)
         try:
-            outputs(model, batch.to(device))
+            outputs(model, tuple(t.to(device) for t in batch) if isinstance(batch, tuple) else batch.to(device))
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise UsageError(
-                f"a batch of shape {tuple(batch.shape)} leaves a norm one value per channel, which has no variance: "
-                "give batches of at least 2 images"
+                f"a batch of shape {tuple(image_of(batch).shape)} leaves a norm one value per channel, which has no "
+                "variance: give batches of at least 2 images"
             ) from error

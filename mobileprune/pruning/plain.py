@@ -12,39 +12,38 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mobileprune.pruning.blocks import Block, owns, verified
-from mobileprune.pruning.layers import axes_of, is_depthwise, outputs, tensors_in
+from mobileprune.pruning.layers import Inputs, axes_of, is_depthwise, outputs, tensors_in
 
 
-def find_plain_layers(model: nn.Module, example_input: Tensor) -> tuple[list[Block], list[str]]:
+def find_plain_layers(model: nn.Module, example_input: Inputs) -> tuple[list[Block], list[str]]:
     """The removable layers of a network without residual blocks, in execution order, and notes (DBP, arXiv 1912.10178).
 
     A layer is the largest module, called once with one tensor, that returns a tensor of the same shape, holds exactly
     one ordinary (ungrouped) convolution, and lies on the trunk: nothing computed before it, and of what it computes
     nothing but its output, is read after it. Where that is a bare convolution, the norm and the activation module
-    that read its output go with it; so does a depthwise layer of the same shape right before it.
+    that read its output go with it; so does a depthwise layer of the same shape right before it. A module of several
+    layers (an inception or fire module, a unit with parallel convolutions) counts where it holds no such layer.
     """
     names = {module: name for name, module in model.named_modules() if name}
     reads = _Reads()
     with _hooked(names, reads), reads:
-        outputs(model, example_input)
+        shapes = [t.shape for t in outputs(model, example_input)]
     once = [call for call in reads.calls if reads.count[call.module] == 1 and call.one and call.same_shape]
     trunk = [call for call in once if owns(model, names[call.module], call.module) and reads.on_trunk(call)]
     layers = [call for call in trunk if _ordinary(call.module) == 1]
-    largest = [
-        c for c in layers if not any(c.module is not o.module and c.module in o.module.modules() for o in layers)
-    ]
+    largest = [call for call in layers if not any(_inside(call, other) for other in layers)]
+    several = [call for call in trunk if _ordinary(call.module) > 1 and not any(_inside(o, call) for o in layers)]
+    units = [call for call in several if not any(_inside(other, call) for other in several)]
     blocks = []
-    for call in sorted(largest, key=lambda call: call.started):
+    for call in sorted([*largest, *units], key=lambda call: call.started):
         parts = [names[m] for m in (call.module, *_before(call, trunk), *_after(call, trunk))]
         parameters = sum(p.numel() for path in parts for p in model.get_submodule(path).parameters())
         blocks.append(Block(parts[0], tuple(call.shape[1:]), parameters, tuple(parts[1:])))
-    return verified(model, blocks, example_input)
+    return verified(model, blocks, example_input, shapes)
 
 
-def ordinary_convolution(model: nn.Module, block: Block) -> str:
-    """Path of the one ordinary convolution of a plain layer: without the layer its input channels are its outputs."""
-    inside = model.get_submodule(block.name).named_modules(prefix=block.name)
-    return next(path for path, module in inside if _is_ordinary(module))
+def _inside(inner: _Call, outer: _Call) -> bool:
+    return inner.module is not outer.module and inner.module in outer.module.modules()
 
 
 def _is_ordinary(module: nn.Module) -> bool:
@@ -52,9 +51,11 @@ def _is_ordinary(module: nn.Module) -> bool:
 
 
 def _ordinary(module: nn.Module) -> int:
-    """Ordinary convolutions in ``module``; -1 where there are also layers of another kind that mix channels."""
+    """Convolutions that mix channels in ``module``; -1 where its only such layer is grouped or linear."""
     mixing = [m for m in module.modules() if "in" in axes_of(m) and not is_depthwise(m)]
-    return len(mixing) if all(_is_ordinary(m) for m in mixing) else -1
+    if len(mixing) == 1:
+        return 1 if _is_ordinary(mixing[0]) else -1
+    return sum(isinstance(m, _ConvNd) for m in mixing)
 
 
 @dataclass

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,22 +16,33 @@ from torch.nn.modules.conv import _ConvNd
 
 from mobileprune.pruning.couplings import ChannelGroup
 from mobileprune.pruning.filters import removed_positions
-from mobileprune.pruning.layers import Axis, axes_of, axis_sizes, is_depthwise, outputs, slice_model
+from mobileprune.pruning.layers import (
+    Axis,
+    Inputs,
+    axes_of,
+    axis_sizes,
+    is_depthwise,
+    like,
+    outline,
+    outputs,
+    slice_layer,
+    slice_model,
+)
 
-_TOLERANCE = 1e-8  # of the output's size, in double precision; a wrong coupling differs in the first digits
-_TOLERANCE_FLOAT = 1e-4  # for networks that only run in single precision
+_TOLERANCE = 1e-4  # of the output's size, in single precision; a wrong coupling differs in the first digits
 
 
 def prove(
-    model: nn.Module, groups: Sequence[ChannelGroup], example_input: Tensor, *, seed: int = 0
+    model: nn.Module, groups: Sequence[ChannelGroup], example_input: Inputs, *, rarely: bool = False, seed: int = 0
 ) -> tuple[list[ChannelGroup], list[tuple[ChannelGroup, str]]]:
     """Split ``groups`` into those whose coupling holds and the others, each with the reason why it fails.
 
     The claim tested: removing channels gives the function that the dense network computes when every layer that reads
     those channels ignores them. It is tested on a copy with random weights and calibrated, perturbed batch-norm
     statistics, so that nothing agrees by luck or is dead. Groups are first tested together, then by halves.
+    rarely: some layers run in training only; the cut network must then run in training, too.
     """
-    bench = _Bench(model, example_input, seed)
+    bench = _Bench(model, example_input, rarely, seed)
     refuted: list[tuple[ChannelGroup, str]] = []
 
     def search(known: list[ChannelGroup], candidates: list[ChannelGroup]) -> list[ChannelGroup]:
@@ -51,38 +64,38 @@ def prove(
 class _Bench:
     """A randomised copy of the network and what is needed to test groups on it."""
 
-    def __init__(self, model: nn.Module, example_input: Tensor, seed: int) -> None:
+    def __init__(self, model: nn.Module, example_input: Inputs, rarely: bool, seed: int) -> None:
         self.generator = np.random.default_rng(seed)
-        torch_generator = torch.Generator().manual_seed(seed)
-        shape = (4, *example_input.shape[1:])
-        inputs = torch.randn(shape, generator=torch_generator).to(example_input.device)
-        self.model, self.inputs, self.tolerance = _randomised(model, inputs, torch_generator)
-        self.sizes = axis_sizes(self.model)
-        self.inputs = self.inputs[:2]
+        generator = torch.Generator().manual_seed(seed)
+        self.sizes = axis_sizes(model)
+        self.model = _randomised(model, generator)
+        pair = like(example_input, 2, lambda shape: torch.randn(shape, generator=generator))
+        _calibrate(self.model, pair, generator)
+        self.inputs = like(example_input, 1, lambda shape: torch.randn(shape, generator=generator))
         self.dense = outputs(self.model, self.inputs)
-        self.rarely = uncalled(self.model, self.inputs) and self._trains(self.model)
+        self.pair = pair
+        self.rarely = rarely and self._trains(self.model)
         self.scale = max((float(t.abs().max()) for t in self.dense), default=0.0)
 
     def refute(self, groups: Sequence[ChannelGroup]) -> str | None:
-        """Remove half of each group at random, twice; the reason why that is wrong, or None."""
-        for _ in range(2):
-            kept = [np.sort(self.generator.permutation(g.count)[: max(1, g.count // 2)]) for g in groups]
-            reason = self._compare(removed_positions(groups, kept, self.sizes))
-            if reason is not None:
-                return reason
-        return None
+        """Keep about half of each group at random; the reason why that is wrong, or None.
+
+        An odd number stays, so that channels that a network splits in halves cannot be balanced by luck.
+        """
+        kept = [np.sort(self.generator.permutation(g.count)[: _odd(g.count // 2)]) for g in groups]
+        return self._compare(removed_positions(groups, kept, self.sizes))
 
     def _trains(self, model: nn.Module) -> bool:
         """Whether a forward pass in training mode succeeds (on a copy: it moves statistics)."""
         try:
             with torch.random.fork_rng():  # dropout draws from the global state
-                outputs(copy.deepcopy(model).train(), self.inputs)
+                outputs(copy.deepcopy(model).train(), self.pair)
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
             return False
         return True
 
     def _compare(self, keep: Mapping[Axis, NDArray[np.int64]]) -> str | None:
-        pruned = copy.deepcopy(self.model)
+        pruned = outline(self.model)
         try:
             slice_model(pruned, {axis: positions.tolist() for axis, positions in keep.items()})
             got = outputs(pruned, self.inputs)
@@ -92,27 +105,19 @@ class _Bench:
             return "they are part of the network's output"
         if self.rarely and not self._trains(pruned):
             return "layers that only run in training read them"
-        masked = copy.deepcopy(self.model)
-        _ignore(masked, pruned, keep)
-        wanted = outputs(masked, self.inputs)
+        with _ignoring(self.model, pruned, keep):
+            wanted = outputs(self.model, self.inputs)
         error_size = max(float((a - b).abs().max()) for a, b in zip(got, wanted, strict=True))
         effect = max(float((a - b).abs().max()) for a, b in zip(self.dense, wanted, strict=True))
-        if not error_size <= self.tolerance * self.scale:
+        if not error_size <= _TOLERANCE * self.scale:
             return "the traced coupling is wrong: the cut network differs from the one that ignores these channels"
-        if not effect > 10 * self.tolerance * self.scale:
+        if not effect > 10 * _TOLERANCE * self.scale:
             return "the coupling cannot be proven: ignoring these channels changes no output"
         return None
 
 
-def uncalled(model: nn.Module, inputs: Tensor) -> bool:
-    """Whether some layer does not run in eval mode, such as an auxiliary head."""
-    called: set[nn.Module] = set()
-    layers = [module for module in model.modules() if axes_of(module)]
-    hooks = [module.register_forward_hook(lambda m, *_: called.add(m)) for module in layers]
-    outputs(model, inputs)
-    for hook in hooks:
-        hook.remove()
-    return len(called) < len(set(layers))
+def _odd(count: int) -> int:
+    return max(1, count - 1 + count % 2)
 
 
 def _first_line(error: Exception) -> str:
@@ -120,37 +125,42 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
 
 
-def _randomised(model: nn.Module, inputs: Tensor, generator: torch.Generator) -> tuple[nn.Module, Tensor, float]:
-    """A copy in double precision with random weights and running statistics that fit them, ready in eval mode."""
-    copied = copy.deepcopy(model).eval().requires_grad_(False)
-    _fill(copied, generator)
-    for kind, tolerance in ((torch.float64, _TOLERANCE), (torch.float32, _TOLERANCE_FLOAT)):
-        candidate = copy.deepcopy(copied).to(kind)
-        try:
-            _calibrate(candidate, inputs.to(kind), generator)
-        except RuntimeError:
-            if kind is torch.float32:
-                raise
-            continue  # the network makes single-precision tensors of its own
-        return candidate, inputs.to(kind), tolerance
-    raise AssertionError("unreachable")
+def _randomised(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """A copy with random weights of a size that keeps signals alive, whatever the initialisation was.
 
-
-def _fill(model: nn.Module, generator: torch.Generator) -> None:
-    """Random weights of a size that keeps signals alive, whatever the initialisation was (zero-init branches too)."""
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+    Convolutions and linear layers look into one stretch of noise per fan-in, each at a place of its own: a second set
+    of weights would double the memory.
+    """
+    noise: dict[int, Tensor] = {}
+    weights = [m.weight for m in model.modules() if isinstance(m, _ConvNd | nn.Linear) and isinstance(m.weight, Tensor)]
+    for fan_in in {_fan_in(w) for w in weights}:
+        most = max(w.numel() for w in weights if _fan_in(w) == fan_in)
+        stretch = torch.empty(most + 1009, dtype=torch.float32).uniform_(-1, 1, generator=generator)
+        noise[fan_in] = stretch.mul_((6.0 / fan_in) ** 0.5)
+    copied = outline(model, "meta")
+    for module in copied.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
             if isinstance(module, _ConvNd | nn.Linear) and name == "weight":
-                fan_in = parameter[0].numel() if parameter.dim() > 1 else 1
-                parameter.copy_(noise * (2.0 / fan_in) ** 0.5)
-            elif name == "bias":
-                parameter.copy_(noise * 0.3)
+                stretch = noise[_fan_in(parameter)]
+                start = int(torch.randint(1009, (), generator=generator))
+                value = stretch[start : start + parameter.numel()].view(parameter.shape)
             else:
-                parameter.copy_(1.0 + 0.3 * noise.clamp(-2, 2))  # scales: norms, layer scale, PReLU
+                draw = torch.randn(parameter.shape, generator=generator).clamp_(-2, 2)
+                value = draw * 0.3 if name == "bias" else 1.0 + 0.3 * draw  # scales: norms, layer scale, PReLU
+            setattr(module, name, nn.Parameter(value, requires_grad=False))
+    originals = dict(model.named_buffers())
+    for path, _ in list(copied.named_buffers()):
+        owner, _, name = path.rpartition(".")
+        old = originals[path].detach().cpu().clone()
+        copied.get_submodule(owner)._buffers[name] = old.float() if old.is_floating_point() else old
+    return copied.eval()
 
 
-def _calibrate(model: nn.Module, inputs: Tensor, generator: torch.Generator) -> None:
+def _fan_in(weight: Tensor) -> int:
+    return max(1, weight[0].numel())
+
+
+def _calibrate(model: nn.Module, inputs: Inputs, generator: torch.Generator) -> None:
     """Fit the batch-norm statistics in one pass, then move them, so that they are neither trivial nor absurd."""
     norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
     momenta = [norm.momentum for norm in norms]
@@ -167,30 +177,54 @@ def _calibrate(model: nn.Module, inputs: Tensor, generator: torch.Generator) -> 
         norm.running_var.mul_(0.7 + 0.6 * noise).add_(1e-3)
 
 
-def _ignore(masked: nn.Module, pruned: nn.Module, keep: Mapping[Axis, NDArray[np.int64]]) -> None:
-    """Make every layer of the dense ``masked`` that reads removed channels ignore them."""
+@contextmanager
+def _ignoring(model: nn.Module, pruned: nn.Module, keep: Mapping[Axis, NDArray[np.int64]]) -> Iterator[None]:
+    """While this lasts, every layer of ``model`` that reads removed channels ignores them."""
+    hooks: list[Any] = []
+    replaced: dict[str, nn.Module] = {}
     for axis, positions in keep.items():
         if axis.side == "param":
             continue
-        module = masked.get_submodule(axis.layer)
+        module = model.get_submodule(axis.layer)
         if isinstance(module, nn.LayerNorm | nn.GroupNorm):
             size = int(module.weight.numel()) if module.weight is not None else int(max(positions)) + 1
-            masked.set_submodule(axis.layer, _OnKept(pruned.get_submodule(axis.layer), positions, size))
+            replaced[axis.layer] = module
+            model.set_submodule(axis.layer, _OnKept(pruned.get_submodule(axis.layer), positions, size))
+        elif axis.side == "in" and _standardised(module):
+            reader = outline(module)
+            slice_layer(reader, None, positions.tolist())
+            replaced[axis.layer] = module
+            model.set_submodule(axis.layer, nn.Sequential(_Selected(positions), reader))
         elif axis.side == "in" and not is_depthwise(module):
-            _zero_inputs(module, positions)
+            mask = torch.zeros(axes_of(module)["in"])
+            mask[torch.as_tensor(positions)] = 1.0
+            if isinstance(module, _ConvNd):
+                mask = mask.view(-1, *[1] * len(module.kernel_size))
+            hooks.append(module.register_forward_pre_hook(lambda _m, args, mask=mask: (args[0] * mask, *args[1:])))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for path, original in replaced.items():
+            model.set_submodule(path, original)
 
 
-def _zero_inputs(module: nn.Module, kept: NDArray[np.int64]) -> None:
-    """Set the weights that read the input positions not in ``kept`` to zero."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    groups = module.groups if isinstance(module, _ConvNd) else 1
-    in_dim = 0 if isinstance(module, _ConvNd) and module.transposed else 1
-    size = weight.shape[1] if in_dim == 1 else weight.shape[0]
-    gone = np.setdiff1d(np.arange(size * (groups if in_dim == 1 else 1)), kept)
-    local = gone if in_dim == 0 or groups == 1 else gone[gone < size]  # every group ignores the same positions
-    with torch.no_grad():
-        weight.index_fill_(in_dim, torch.as_tensor(local, device=weight.device), 0.0)
+def _standardised(module: nn.Module) -> bool:
+    """A convolution that does more than to convolve: its weights may be standardised over the channels it reads."""
+    own = isinstance(module, _ConvNd) and not is_depthwise(module)
+    return own and type(module).__module__.partition(".")[0] != "torch" and len(list(module.parameters())) > 1
+
+
+class _Selected(nn.Module):
+    """The kept channels of its input."""
+
+    def __init__(self, kept: NDArray[np.int64]) -> None:
+        super().__init__()
+        self.register_buffer("kept", torch.as_tensor(kept))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.index_select(1, self.get_buffer("kept"))
 
 
 class _OnKept(nn.Module):

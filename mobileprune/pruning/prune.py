@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal, get_args
 
 import numpy as np
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
 from mobileprune.errors import MobilepruneError, UsageError
 from mobileprune.pruning.anatomy import Anatomy, Choice, rows_left
-from mobileprune.pruning.filters import choose, removed_positions
-from mobileprune.pruning.layers import Axis, outputs
+from mobileprune.pruning.filters import SMALLEST, Kept, removed_positions
+from mobileprune.pruning.importance import Batches, Criterion, Importance, best, spread_globally
+from mobileprune.pruning.layers import Axis, Inputs, first_sample, outline, outputs, own_tensors, resized
 from mobileprune.pruning.reach import reach
 from mobileprune.pruning.recipe import Recipe, apply, require_pruned, require_same
 from mobileprune.scale import BASE, Scale
+
+Widths = Literal["uniform", "global"]
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,17 @@ class Pruned:
 def prune(
     model: nn.Module,
     scale: Scale | None,
-    example_input: Tensor,
+    example_input: Inputs,
     *,
     macs: float | None = None,
     params: float | None = None,
     anatomy: Anatomy | None = None,
     ranking: Mapping[str, float] | None = None,
     recipe: Recipe | None = None,
+    importance: Criterion = "l2",
+    widths: Widths = "uniform",
+    batches: Batches | None = None,
+    seed: int = 0,
 ) -> Pruned:
     """Prune ``model`` to the realisable scale closest to ``scale``, which is relative to the base; leave it untouched.
 
@@ -54,13 +63,18 @@ def prune(
     already lost, where it is itself a pruned network (its fine-tuned weights then say which channels go next); the
     anatomy is then needed.
 
+    importance: which channels of a group stay, see ``Importance``; "taylor" needs ``batches`` of (images, labels), and
+    "random" takes ``seed``. widths: "uniform" keeps the same share of every group; "global" keeps as many channels in
+    all, where they matter most across the groups, no group below half of its uniform share (and 8 channels). The cost
+    of uniform widths is known beforehand (``Anatomy.cost``), that of global ones from the result.
+
     Raises UsageError where the scale asks for what cannot be pruned, changes nothing, or is larger than the scale that
     ``model`` already has; MobilepruneError where model, anatomy and recipe do not belong together.
     """
     if anatomy is None:
         if recipe is not None:
             raise UsageError("an already pruned model was given without the anatomy of its base: pass anatomy=")
-        anatomy = Anatomy.of(model, example_input)
+        anatomy = Anatomy.of(model, example_input, resolutions=scale is None or scale.resolution < 1.0)
     if recipe is None:
         require_same(anatomy.base, model, "the anatomy")
     elif recipe.base != dict(anatomy.base) or recipe.base_input_size != anatomy.base_size:
@@ -78,7 +92,10 @@ def prune(
     choice = anatomy.choose(scale, ranking, recipe.removed if recipe else ())
     _require_smaller(scale, choice.scale, parent)
 
-    kept = _kept_positions(model, anatomy, choice, recipe)
+    if widths not in get_args(Widths):
+        raise UsageError(f"widths={widths!r}: choose one of {', '.join(get_args(Widths))}")
+    scorer = Importance.of(model, importance, batches, seed)
+    choice, kept = _kept_positions(scorer, anatomy, choice, recipe, widths)
     child = Recipe(
         scale=choice.scale,
         removed=choice.removed,
@@ -87,12 +104,15 @@ def prune(
         base_input_size=anatomy.base_size,
         base=dict(anatomy.base),
         versions=_versions(),
+        listed=tuple(block.name for block in anatomy.blocks if block.listed and block.name in choice.removed),
+        method={"importance": importance, "widths": widths, "blocks": "evenly spread" if ranking is None else "ranked"},
     )
-    pruned = copy.deepcopy(model)
+    pruned = outline(model)
     before = recipe.kept if recipe else {}
     already = recipe.removed if recipe else ()
     step = {axis: _relative(at, before.get(axis)) for axis, at in child.kept.items()}
-    apply(pruned, [name for name in choice.removed if name not in already], step)
+    apply(pruned, [name for name in choice.removed if name not in already], step, child.listed)
+    own_tensors(pruned, model)
     _require_runs(pruned, example_input, child)
     base, left = anatomy.cost(BASE), anatomy.cost_of(choice)
     shares = (left.macs / max(1, base.macs), left.params / max(1, base.params))
@@ -115,16 +135,40 @@ def _require_smaller(asked: Scale, reached: Scale, parent: Scale) -> None:
 
 
 def _kept_positions(
-    model: nn.Module, anatomy: Anatomy, choice: Choice, recipe: Recipe | None
-) -> dict[Axis, tuple[int, ...]]:
-    """The base positions that stay on each axis that loses channels: the most important ones of each group."""
+    scorer: Importance, anatomy: Anatomy, choice: Choice, recipe: Recipe | None, widths: Widths
+) -> tuple[Choice, dict[Axis, tuple[int, ...]]]:
+    """The choice with the channels that each group really keeps, and the base positions of the most important ones."""
     before = recipe.kept if recipe else {}
-    rows = []
-    for group, count in zip(anatomy.groups, choice.kept, strict=True):
-        alive = rows_left(group, before)
-        rows.append(choose(group, model, alive, count, before) if count < len(alive) else alive)
+    alive = [rows_left(group, before) for group in anatomy.groups]
+    needed = [widths == "global" or count < len(rows) for rows, count in zip(alive, choice.kept, strict=True)]
+    scores = [
+        scorer.of_channels(group, rows, before) if need else np.zeros(len(rows))
+        for group, rows, need in zip(anatomy.groups, alive, needed, strict=True)
+    ]
+    counts = _globally(anatomy, choice, scores) if widths == "global" else choice.kept
+    rows = [best(s, at, min(n, len(at))) for s, at, n in zip(scores, alive, counts, strict=True)]
+    real = tuple(len(at) for at in rows)
+    if real != choice.kept:
+        choice = replace(choice, kept=real, scale=replace(choice.scale, width=_width(anatomy, choice, real)))
     kept = removed_positions(anatomy.groups, rows, anatomy.axes)
-    return {axis: tuple(at.tolist()) for axis, at in kept.items()}
+    return choice, {axis: tuple(at.tolist()) for axis, at in kept.items()}
+
+
+def _globally(anatomy: Anatomy, choice: Choice, scores: Sequence[NDArray[np.float64]]) -> Kept:
+    """The channels of ``choice`` spread over the groups by their scores."""
+    units, floors = [], []
+    for group, step, uniform, values in zip(anatomy.groups, anatomy.units, choice.kept, scores, strict=True):
+        unit = math.lcm(step, group.positions_each) // group.positions_each
+        least = max(uniform // 2, -(-SMALLEST // group.positions_each))
+        units.append(unit)
+        floors.append(min(uniform, -(-least // unit) * unit, len(values)))
+    return spread_globally(scores, choice.kept, units, floors)
+
+
+def _width(anatomy: Anatomy, choice: Choice, kept: Kept) -> float:
+    """The share of channels kept, over the groups that are there (removed blocks may take theirs along)."""
+    there = [(g, n) for g, n, asked in zip(anatomy.groups, kept, choice.kept, strict=True) if asked]
+    return sum(n * g.positions_each for g, n in there) / max(1, sum(g.channels for g, _ in there))
 
 
 def _relative(kept: tuple[int, ...], before: tuple[int, ...] | None) -> list[int]:
@@ -136,9 +180,9 @@ def _within(path: str, blocks: tuple[str, ...]) -> bool:
     return any(path == block or path.startswith(block + ".") for block in blocks)
 
 
-def _require_runs(pruned: nn.Module, example_input: Tensor, recipe: Recipe) -> None:
+def _require_runs(pruned: nn.Module, example_input: Inputs, recipe: Recipe) -> None:
     """Run the result once, in eval mode: a network that cannot run is never handed out."""
-    inputs = example_input.new_zeros((1, example_input.shape[1], *recipe.input_size))
+    inputs = resized(first_sample(example_input), recipe.input_size)
     training = [module for module in pruned.modules() if module.training]
     pruned.eval()
     try:
@@ -154,7 +198,7 @@ def _require_runs(pruned: nn.Module, example_input: Tensor, recipe: Recipe) -> N
 
 def _versions() -> dict[str, str]:
     found = {}
-    for package in ("mobileprune", "torch", "torch-pruning"):
+    for package in ("mobileprune", "torch"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from mobileprune.errors import MobilepruneError
 from mobileprune.pruning.blocks import remove_blocks
-from mobileprune.pruning.layers import Axis, axis_sizes, slice_model
+from mobileprune.pruning.layers import Axis, axis_sizes, outline, own_tensors, slice_model
 from mobileprune.scale import Scale
 
 FORMAT = 1
@@ -24,7 +23,9 @@ class Recipe:
 
     scale: the scale reached. removed: names of the blocks taken out. kept: per axis that lost channels, the base
     positions that stay, ascending; axes inside removed blocks are not listed. input_size and base_input_size: (h, w).
-    base: shape of every tensor of the base's state dict, to recognise it. versions: the libraries that made it.
+    base: shape of every tensor of the base's state dict, to recognise it. versions: the libraries that made it. listed:
+    those of ``removed`` that left the list which their parent loops over (of the others ``nn.Identity`` took the
+    place). method: how blocks and channels were chosen in the last step.
     """
 
     scale: Scale
@@ -34,6 +35,8 @@ class Recipe:
     base_input_size: tuple[int, int]
     base: Mapping[str, tuple[int, ...]]
     versions: Mapping[str, str]
+    listed: tuple[str, ...] = ()
+    method: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One JSON document; equal lists of positions are written once."""
@@ -46,6 +49,8 @@ class Recipe:
             "input_size": list(self.input_size),
             "base_input_size": list(self.base_input_size),
             "removed_blocks": list(self.removed),
+            "removed_from_lists": list(self.listed),
+            "method": dict(self.method),
             "kept_channels": axes,
             "channel_sets": [list(kept) for kept in sets],
             "base_shapes": {name: list(shape) for name, shape in self.base.items()},
@@ -73,6 +78,8 @@ class Recipe:
                 base_input_size=(int(base_height), int(base_width)),
                 base={name: tuple(shape) for name, shape in document["base_shapes"].items()},
                 versions=document["versions"],
+                listed=tuple(document.get("removed_from_lists", ())),
+                method=document.get("method", {}),
             )
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise MobilepruneError(
@@ -96,15 +103,19 @@ def rebuild(recipe: Recipe, base_model: nn.Module) -> nn.Module:
     MobilepruneError naming the first difference where ``base_model`` is not the network the recipe was made from.
     """
     require_same(recipe.base, base_model, "the recipe")
-    model = copy.deepcopy(base_model)
-    apply(model, recipe.removed, recipe.kept)
+    model = outline(base_model)
+    apply(model, recipe.removed, recipe.kept, recipe.listed)
+    own_tensors(model, base_model)
     return model
 
 
-def apply(model: nn.Module, removed: Sequence[str], keep: Mapping[Axis, Sequence[int]]) -> None:
-    """Take the blocks ``removed`` out of ``model`` and keep the positions ``keep`` of each axis, in place."""
+def apply(
+    model: nn.Module, removed: Sequence[str], keep: Mapping[Axis, Sequence[int]], listed: Sequence[str] = ()
+) -> None:
+    """Take the blocks ``removed`` out of ``model`` (those ``listed``: from their lists) and keep the positions ``keep``
+    of each axis, in place."""
     slice_model(model, {axis: positions for axis, positions in keep.items() if not _inside(axis.layer, removed)})
-    remove_blocks(model, removed)
+    remove_blocks(model, removed, listed)
 
 
 def require_same(shapes: Mapping[str, tuple[int, ...]], model: nn.Module, owner: str) -> None:

@@ -6,10 +6,10 @@ import copy
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mobileprune.pruning.cost import Trace, trace
-from mobileprune.pruning.layers import outputs
+from mobileprune.pruning.layers import Inputs, like, outputs, resized
 
 SMALL_SIDE = 64  # inputs up to this side move in small steps
 SMALL_STEP, LARGE_STEP = 4, 16
@@ -30,25 +30,24 @@ def candidate_sizes(base: Size, step: int, smallest: float) -> list[Size]:
     return [*sizes, base]
 
 
-def working_sizes(model: nn.Module, example_input: Tensor, sizes: list[Size]) -> tuple[dict[Size, Trace], str | None]:
-    """The traces of ``model`` at the ``sizes`` it takes, the base (last) among them, and why it refuses the others.
+def working_sizes(
+    model: nn.Module, example_input: Inputs, sizes: list[Size], known: Mapping[Size, Trace]
+) -> tuple[dict[Size, Trace], str | None]:
+    """The traces of ``model`` at those of the ``sizes`` that it takes, and why it refuses the others.
 
-    A size is taken when the network runs at it, calls the same layers, and gives outputs of the same shape. Raises
-    what the network raises at its base size.
+    known: the trace at the base's size. A size is taken when the network runs at it, calls the same layers as there,
+    and gives outputs of the same shape.
     """
-    traces: dict[Size, Trace] = {}
+    traces = dict(known)
+    base = next(iter(known.values()))
     refused: dict[Size, str] = {}
-    for size in reversed(sizes):
-        inputs = example_input.new_ones((1, example_input.shape[1], *size)) * 0.1
+    for size in reversed([size for size in sizes if size not in known]):
         try:
-            found = trace(model, inputs)
+            found = trace(model, resized(example_input, size))
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, ZeroDivisionError) as error:
-            if not traces:
-                raise
             lines = str(error).strip().splitlines() or [type(error).__name__]
             refused[size] = f"it fails ({lines[0][:150]})"
             continue
-        base = next(iter(traces.values()), found)
         if found.layers != base.layers:
             refused[size] = "it takes another path"
         elif found.output_shapes != base.output_shapes:
@@ -63,7 +62,7 @@ def working_sizes(model: nn.Module, example_input: Tensor, sizes: list[Size]) ->
 
 
 def training_sizes(
-    model: nn.Module, example_input: Tensor, traces: Mapping[Size, Trace]
+    model: nn.Module, example_input: Inputs, traces: Mapping[Size, Trace]
 ) -> tuple[dict[Size, Trace], str | None]:
     """Those of the sizes at which ``model`` also runs in training mode, and why not the others; the base size stays.
 
@@ -74,7 +73,8 @@ def training_sizes(
     for size, found in traces.items():
         try:
             with torch.random.fork_rng(devices=[]):  # dropout draws from the global state
-                outputs(copy.deepcopy(model).train(), example_input.new_ones((2, example_input.shape[1], *size)) * 0.1)
+                pair = like(resized(example_input, size), 2, lambda shape: torch.full(shape, 0.1))
+                outputs(copy.deepcopy(model).train(), pair)
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             refused[size] = lines[0][:150]

@@ -127,8 +127,8 @@ def test_lattice_is_thinned_but_keeps_both_ends() -> None:
 
 def test_notes_say_what_stays_and_why() -> None:
     _, padded = prepared("padded")
-    (note,) = [n for n in padded.notes if n.startswith("width")][:1]
-    assert "stem" in note and "stay" in note
+    (note,) = [n for n in padded.notes if n.startswith("width")]
+    assert "up" in note and "padding" in note
     _, mixed = prepared("mixed")
     assert any(n.startswith("depth: no residual block") for n in mixed.notes)
     assert prepared("tiny")[1].notes == []

@@ -6,7 +6,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torch_pruning as tp
+from conftest import network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import Mixed, OptionA, Shifted, Tiny, shaken
@@ -14,11 +16,13 @@ from torch import nn
 
 from mobileprune.pruning.anatomy import Anatomy
 from mobileprune.pruning.cost import count
-from mobileprune.pruning.couplings import ChannelGroup, find_groups
-from mobileprune.pruning.filters import choose, importance, removed_positions, width_axis
+from mobileprune.pruning.couplings import ChannelGroup, find_couplings, find_groups
+from mobileprune.pruning.filters import removed_positions, width_axis
+from mobileprune.pruning.importance import Importance, best
 from mobileprune.pruning.layers import Axis, axis_sizes, outputs, slice_layer, slice_model
 from mobileprune.pruning.proof import prove
 from mobileprune.pruning.prune import prune
+from mobileprune.pruning.tracing import ChannelTracer
 from mobileprune.scale import Scale
 
 X = torch.randn(1, 3, 32, 32)
@@ -82,11 +86,64 @@ def test_masked_dense_equals_pruned(model: nn.Module) -> None:
     assert sum(p.numel() for p in pruned.parameters()) < 0.6 * sum(p.numel() for p in model.parameters())
 
 
-def test_zero_padded_shortcut_is_found_out_and_only_the_stream_stays() -> None:
+def test_a_zero_padded_shortcut_ties_the_channels_that_it_carries() -> None:
     model = OptionA()
-    proven, refuted = prove(model, find_groups(model, X), X)
-    assert sorted(g.name for g in proven) == ["down", "first.a", "second.a"]
-    assert refuted and all("stem" in g.name or "up" in g.name for g, _ in refuted)
+    groups = find_groups(model, X)
+    proven, refuted = prove(model, groups, X)
+    assert sorted(g.name for g in proven) == ["down", "first.a", "second.a", "stem"] and not refuted
+    stem = next(g for g in groups if g.name == "stem").members
+    assert stem[Axis("up", "out")].ravel().tolist() == list(range(8, 24))  # 8 zeros before, 8 after
+    assert stem[Axis("head", "in")].ravel().tolist() == list(range(8, 24))
+    held = find_couplings(model.eval(), X).held
+    assert any("padding" in why and "up" in layers for why, layers in held.items())
+
+
+class Moves(nn.Module):
+    """Shuffle by two groups, then halves: what every element-moving operation does to channels, in closed form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left, self.right = nn.Conv2d(3, 16, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 24, 1)
+        self.wide, self.head = nn.Conv2d(4, 16, 1), nn.Linear(32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).unflatten(1, (2, 8)).transpose(1, 2).flatten(1, 2)  # 0 8 1 9 ...
+        a, b = x.chunk(2, 1)
+        y = torch.cat([self.left(a), self.right(b)], 1)
+        y = F.pixel_shuffle(y[:, 16:] + y[:, :16].mean(1, keepdim=True), 2)[:, :2].repeat(1, 2, 1, 1)
+        return self.head(F.interpolate(self.wide(y), size=2).flatten(1)[:, ::2])
+
+
+def test_moved_elements_keep_their_labels() -> None:
+    tracer = ChannelTracer(model := Moves().eval())
+    tracer.run(model, X)
+    members = next(g for g in find_groups(model, X) if g.name == "stem").members
+    # the shuffle ties i to i + 8; in shuffled order the halves tie 0 8 1 9 2 10 3 11 to 4 12 5 13 6 14 7 15
+    assert members[Axis("stem", "out")].tolist() == [[i, i + 4, i + 8, i + 12] for i in range(4)]
+    assert members[Axis("left", "in")].tolist() == [[2 * i, 2 * i + 1] for i in range(4)]
+    assert any("slice of fixed size" in why for why in tracer.held)
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:mobilenet_v3_small", "timm:regnetx_002"])
+def test_couplings_equal_torch_prunings_where_that_is_right(name: str) -> None:
+    model, x = network(name), torch.randn(1, 3, 64, 64)
+    graph = tp.DependencyGraph().build_dependency(copy.deepcopy(model), x, verbose=False)
+    paths = {module: path for path, module in model.named_modules()}
+    theirs = graph.model.named_modules()
+    names = {module: path for path, module in theirs}
+    finals = {"fc", "head.fc", "classifier.3"}
+    expected = set()
+    for group in graph.get_all_groups():
+        layers = {names[dependency.target.module] for dependency, _ in group if dependency.target.module in names}
+        if not layers & finals or (len(layers) > 1 and names[group[0].dep.target.module] not in finals):
+            expected.add(frozenset(layers))
+    ours = {frozenset(axis.layer for axis in group.members) for group in find_groups(model, x)}
+    assert ours == expected and paths
+
+
+def test_slow_paths_do_not_exist_in_a_graph_that_is_walked_once() -> None:
+    couplings = find_couplings(network("timm:rexnet_100"), torch.randn(1, 3, 64, 64))
+    assert len(couplings.groups) == 35 and any("slice" in why for why in couplings.held)
 
 
 def test_a_coupling_whose_shapes_fit_by_luck_is_found_out() -> None:
@@ -156,7 +213,7 @@ def test_importance_equals_torch_pruning() -> None:
         theirs.setdefault(len(scores), []).append(np.sort(scores.numpy()))
     groups = find_groups(model, X)
     for group in groups:
-        ours = importance(group, model, np.arange(group.count), {})
+        ours = Importance.of(model).of_channels(group, np.arange(group.count), {})
         ours = np.sort(ours / ours.mean())
         assert any(np.allclose(ours, other, rtol=1e-4) for other in theirs[group.count])
 
@@ -169,8 +226,9 @@ def test_the_most_important_channels_stay_and_equal_ones_in_order() -> None:
         model[0].weight[[2, 5, 11]] *= 3
         model[2].weight[:, 7] *= 10
     (group,) = find_groups(model, X)
-    assert choose(group, model, np.arange(16), 6, {}).tolist() == [0, 1, 2, 5, 7, 11]
-    assert importance(group, model, np.arange(16), {})[[0, 2, 7]].tolist() == [3.5, 15.5, 201.5]
+    scores = Importance.of(model).of_channels(group, np.arange(16), {})
+    assert best(scores, np.arange(16), 6).tolist() == [0, 1, 2, 5, 7, 11]
+    assert scores[[0, 2, 7]].tolist() == [3.5, 15.5, 201.5]
 
 
 def test_slicing_every_kind_of_layer_by_its_definition() -> None:
@@ -207,7 +265,7 @@ def test_frozen_parameters_stay_frozen_and_do_not_matter_to_tracing() -> None:
     assert not model.stem.weight.requires_grad
 
 
-def test_a_graph_in_which_torch_pruning_loses_itself_is_refused_in_words() -> None:
+def test_slices_of_fixed_size_keep_their_channels_and_say_so() -> None:
     class Woven(nn.Module):
         """Each step adds the last result to the first of its own channels: the number of paths multiplies."""
 
@@ -226,7 +284,7 @@ def test_a_graph_in_which_torch_pruning_loses_itself_is_refused_in_words() -> No
             return self.head(x.mean((2, 3)))
 
     anatomy = Anatomy.of(Woven(), X)
-    assert anatomy.groups == () and any("does not end" in note for note in anatomy.notes)
+    assert anatomy.groups == () and any("slice of fixed size" in note for note in anatomy.notes)
 
 
 def test_a_layer_called_twice_is_cut_and_a_weight_that_two_layers_share_is_not() -> None:

@@ -19,12 +19,17 @@ def zoo() -> ModuleType:
     return module
 
 
-def test_a_network_is_checked_at_every_scale_and_a_lacking_dimension_is_refused(zoo: ModuleType) -> None:
-    rows = list(zoo.rows_of("odd:loop_dict"))
-    assert [row["status"] for row in rows] == ["pass", "refused", "pass", "pass"]
-    assert "depth" in rows[1]["note"] and rows[3]["note"] == "without depth, which it lacks"
+def test_a_network_is_checked_at_every_scale_and_a_lacking_dimension_is_named(
+    zoo: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = list(zoo.rows_of("odd:two_inputs"))
+    assert [row["status"] for row in rows] == ["pass", "pass", "pass", "pass"]
     assert all(set(row) == set(zoo.COLUMNS) for row in rows)
-    assert {row["status"] for row in zoo.rows_of("odd:two_inputs")} == {"refused"}
+    monkeypatch.setitem(zoo.ODD, "plain", lambda: zoo.nn.Sequential(zoo._Conv(3, 16), zoo._Conv(16, 24, 2)))
+    monkeypatch.setitem(zoo.SIDES, "odd:plain", 16)
+    rows = list(zoo.rows_of("odd:plain"))
+    assert rows[1]["status"] == "lacks" and "no residual block" in rows[1]["note"]
+    assert rows[3]["note"].startswith("without depth")
 
 
 def test_what_goes_wrong_is_written_down(zoo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +38,7 @@ def test_what_goes_wrong_is_written_down(zoo: ModuleType, monkeypatch: pytest.Mo
     assert first["status"] == "fail" and "ONNX Runtime differs" in first["note"]
 
     def refuse(*_: object, **__: object) -> None:
-        raise UsageError("depth cannot be pruned here")
+        raise UsageError("this network cannot be pruned in depth")
 
     monkeypatch.setattr(zoo, "prune", refuse)
     assert next(zoo.rows_of("odd:loop_dict"))["status"] == "refused"
@@ -46,5 +51,5 @@ def test_the_table_is_kept_and_counted(zoo: ModuleType, tmp_path: Path) -> None:
     zoo.write(table, rows)
     again = zoo.read(table)
     assert sorted(map(tuple, (row.values() for row in again))) == sorted(map(tuple, (row.values() for row in rows)))
-    assert zoo.summary(again).startswith("2 networks: 1 pass at all scales, 1 without a failure; 4 rows pass")
+    assert zoo.summary(again).startswith("2 networks: 1 pass in all dimensions, 1 in all that they have; 4 rows pass")
     assert zoo.read(tmp_path / "none.csv") == []
