@@ -2,10 +2,12 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 READY := $(VENV)/.ready
+DEV := $(VENV)/.ready-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format docs clean
 
 help:  ## say what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -13,24 +15,31 @@ help:  ## say what can be made
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info[:2] >= (3, 11) or sys.exit("mobileprune needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,tflite]'
+	$(INSTALL) '.[tflite]'
 	@touch $(READY)
+
+$(DEV): $(READY)
+	$(INSTALL) '.[dev,docs,tflite,executorch,ray,datasets]'
+	@touch $(DEV)
 
 demo: $(READY)  ## prune the bundled digits model to half its latency on this machine
 	$(BIN)/mobileprune optimize --device host --budget 50% --run runs/demo
 
-test: $(READY)  ## run the whole test suite
+test: $(DEV)  ## run the whole test suite
 	$(BIN)/python -m pytest
 
-lint: $(READY)  ## ruff (lint, format), mypy and the import contract
+lint: $(DEV)  ## ruff (lint, format), mypy and the import contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(READY)  ## let ruff format and fix what it can
+format: $(DEV)  ## let ruff format and fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(DEV)  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
 clean:  ## remove the environment and caches (runs/ stays)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache site

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from typing import Any
 
 import click
 
-from mobileprune.commands import bench, devices, models, solve, stages
+from mobileprune.commands import (
+    bench,
+    compare,
+    completion,
+    data,
+    devices,
+    doctor,
+    export,
+    init,
+    models,
+    profile,
+    solve,
+    stages,
+)
 from mobileprune.commands.optimize import optimize
 from mobileprune.errors import MobilepruneError, UsageError
 
@@ -34,7 +49,11 @@ class _Group(click.Group):
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"error: {message}", err=True)
+    text = f"error: {message}"
+    if sys.stderr.isatty():  # a pipe gets one line
+        width = shutil.get_terminal_size().columns
+        text = textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    click.echo(text, err=True)
     sys.exit(code)
 
 
@@ -50,18 +69,23 @@ def main() -> None:
 
 _COMMANDS = (
     optimize,
-    stages.profile,
+    profile.profile,
     stages.probe,
     solve.solve,
     stages.prune,
     stages.finetune,
-    stages.export,
+    export.export,
     bench.bench,
     stages.report,
     stages.status,
     devices.devices,
+    data.data,
     models.explain,
     models.diff,
+    compare.compare,
+    doctor.doctor,
+    init.init,
+    completion.completion,
 )
 for _command in _COMMANDS:
     main.add_command(_command)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,74 +15,375 @@ from rich.text import Text
 
 from device_profiles.benchmark import Report, benchmark
 from device_profiles.devices import open_device
-from device_profiles.profile import catalog, load_profile
+from device_profiles.inventory import Known, inventory
+from device_profiles.profile import DeviceProfile, load_profile, save_profile, write_profile
+from device_profiles.profiling import calibrate_profile, profile_device
+from device_profiles.runners import google
+from device_profiles.sustained import Sustained, sustained
 from mobileprune.errors import UsageError
-from mobileprune.progress import Display
+from mobileprune.progress import Display, waiting_gate
+
+COOL_DOWN_S = 300.0
+SHARES = (1.0, 0.875, 0.75, 0.625, 0.5)  # of the image's side, for the files that a latency model is fitted to
+ANCHOR_SHARES = (1.0, 0.75)
+_UNITS = {"": 1.0, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+_PLACES = {"connected": "connected", "host": "this machine", "own": "your profiles", "catalog": "without a device"}
 
 
-def known_devices() -> list[dict[str, Any]]:
-    """Every profile of the catalog: whether it is measured or predicted, on what, and how far predictions are off."""
-    found = []
-    for name in catalog():
-        profile = load_profile(name)
-        models = {model.threads: model for model in profile.latency}
-        model = models.get(profile.threads)
-        found.append(
-            {
-                "name": name,
-                "title": profile.title,
-                "latency": "predicted" if profile.kind == "predicted" else "measured",
-                "runtime": profile.runtime,
-                "precision": profile.precision,
-                "threads": profile.threads,
-                "typical_error": model.typical_error if model else None,
-                "guaranteed_error": model.guaranteed_error if model else None,
-            }
-        )
-    return found
+def known_devices(hosts: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """What is connected, this machine, and every profile: what each can measure and what stands in the way."""
+    return [one.to_dict() for one in inventory(hosts)]
 
 
-def devices_table() -> Table:
+def devices_table(hosts: Sequence[str] = ()) -> Table:
     """``known_devices`` for people."""
-    table = Table("--device", "what it is", "runtime, threads", "latency, error", box=SIMPLE_HEAD, header_style="bold")
-    for one in known_devices():
-        latency = one["latency"]
-        if one["typical_error"]:
-            latency += f" ±{100 * one['typical_error']:.0f} % (at most {100 * one['guaranteed_error']:.0f})"
-        title = one["title"].removesuffix(" (predicted)")
-        table.add_row(one["name"], title, f"{one['runtime']}, {one['threads']}", latency)
+    table = Table(box=SIMPLE_HEAD, header_style="bold")
+    for heading in ("--device", "what it is", "what it runs", "latency, error"):
+        table.add_column(heading, overflow="fold")
+    place = ""
+    for one in inventory(hosts):
+        if one.place != place:
+            place = one.place
+            table.add_row(Text(_PLACES[place], style="bold cyan"))
+        table.add_row(one.name, _what(one), _runs(one), _latency(one))
     return table
 
 
+def _what(one: Known) -> Text:
+    details = [one.soc, one.os, one.abi, f"{one.cores} cores" if one.cores else None]
+    text = Text(one.title)
+    if shown := ", ".join(part for part in details if part and part != one.title):
+        text += Text(f"\n{shown}", style="dim")
+    for obstacle in one.obstacles:
+        text += Text(f"\n{obstacle}", style="yellow")
+    return text
+
+
+def _runs(one: Known) -> str:
+    parts = [f"{suffix} {runtime}" for suffix, runtime in sorted(one.runtimes.items())]
+    if one.runtimes and one.delegates != ("cpu",):
+        parts.append(f"on {', '.join(one.delegates)}")
+    if one.runtimes and one.threads:
+        parts.append(f"{one.threads} thread{'s' * (one.threads > 1)}")
+    return "\n".join(parts)
+
+
+def _latency(one: Known) -> str:
+    if one.typical_error is None or one.guaranteed_error is None:
+        return one.latency
+    return f"{one.latency} ±{100 * one.typical_error:.0f} % (at most {100 * one.guaranteed_error:.0f})"
+
+
+def use_benchmark_binary(path: Path | None) -> None:
+    """Run .tflite files on phones with this benchmark_model. Raises UsageError where it is no file."""
+    if path is None:
+        return
+    if not path.is_file():
+        raise UsageError(f"{path}: there is no such benchmark_model")
+    os.environ[google.VARIABLE] = str(path.resolve())
+
+
+def parse_core_mask(text: str) -> int:
+    """ "f0" or "0xf0", as taskset writes it: the cores that may be used. Raises UsageError."""
+    try:
+        mask = int(text, 16)
+    except ValueError:
+        mask = 0
+    if not 0 < mask < 1 << 1024:
+        raise UsageError(f"the core mask {text!r} is no hexadecimal number above 0, such as f0 for cores 4 to 7")
+    return mask
+
+
+def parse_duration(text: str) -> float:
+    """ "10m", "600s", "1.5h" or "600" in seconds. Raises UsageError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h|)\s*", text)
+    if not found:
+        raise UsageError(f"{text!r} is no time such as 90s, 10m or 1h")
+    return float(found[1]) * _UNITS[found[2]]
+
+
 def bench_files(
-    paths: Sequence[Path], device: str, *, rounds: int, round_seconds: float, threads: int | None, display: Display
+    paths: Sequence[Path],
+    device: str,
+    *,
+    rounds: int,
+    round_seconds: float,
+    display: Display,
+    threads: int | None = None,
+    delegate: str = "cpu",
+    core_mask: int | None = None,
+    cool_down: float = COOL_DOWN_S,
+    strict: bool = False,
 ) -> Report:
-    """Time model files on a device, interleaved. Raises UsageError for a file named twice."""
-    profile = load_profile(device)
+    """Time model files on a device, interleaved.
+
+    threads: the profile's unless given. delegate: cpu, gpu or nnapi. core_mask: the cores that may be used, bit 0 the
+    first. cool_down: how many seconds a hot device may cool before. strict: refuse rather than warn where the device
+    was disturbed. Raises UsageError for a file named twice.
+    """
+    files = _by_name(paths)
+    opened = open_device(device)
+    try:
+        with display.work("measuring", f"{len(files)} files on {opened.profile.name}", 1) as advance:
+            return benchmark(
+                opened,
+                files,
+                rounds=rounds,
+                min_seconds=round_seconds,
+                threads=threads,
+                delegate=delegate,
+                core_mask=core_mask,
+                gate=waiting_gate(display, cool_down),
+                strict=strict,
+                progress=lambda done, total: advance(done / total),
+            )
+    finally:
+        opened.clean_up()
+
+
+def sustain_file(
+    path: Path,
+    device: str,
+    seconds: float,
+    *,
+    display: Display,
+    threads: int | None = None,
+    delegate: str = "cpu",
+    core_mask: int | None = None,
+    cool_down: float = COOL_DOWN_S,
+) -> Sustained:
+    """Run one model file for so long without a pause: its throttling curve. The options are those of `bench_files`."""
+    opened = open_device(device)
+    try:
+        with display.work(
+            "measuring", f"{path.name} on {opened.profile.name} for {seconds / 60:.3g} min", 1
+        ) as advance:
+            return sustained(
+                opened,
+                path,
+                seconds,
+                threads=threads,
+                delegate=delegate,
+                core_mask=core_mask,
+                gate=waiting_gate(display, cool_down),
+                progress=advance,
+            )
+    finally:
+        opened.clean_up()
+
+
+def _by_name(paths: Sequence[Path]) -> dict[str, Path]:
     files = {str(path): path for path in paths}
     if len(files) < len(paths):
         raise UsageError("a file was named twice: name each once")
-    with display.work("measuring", f"{len(files)} files on {profile.name}", 1) as advance:
-        return benchmark(
-            open_device(profile),
-            files,
-            rounds=rounds,
-            min_seconds=round_seconds,
-            threads=threads,
-            progress=lambda done, total: advance(done / total),
-        )
+    return files
 
 
 def bench_table(report: Report) -> Table:
     """A report for people; latency with its 95 % interval."""
     table = Table(box=SIMPLE_HEAD, header_style="bold")
-    table.add_column("file and runtime", overflow="fold")
-    for heading in ("latency", "95 % interval", "p90", "init", "memory"):
+    table.add_column("file and what ran it", overflow="fold")
+    for heading in ("latency", "95 % interval", "p50", "p90", "init", "memory"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, one in report.measurements.items():
         memory = "" if one.peak_memory_mb is None else f"{one.peak_memory_mb:.0f} MB"
         interval = f"{one.low_ms:.3g} to {one.high_ms:.3g}"
-        last = (f"{one.p90_ms:.3g}", f"{one.init_ms:.0f} ms", memory)
-        described = Text(f"{name}\n") + Text(f"{one.runtime}, {one.threads} threads, {one.origin}", style="dim")
+        last = (f"{one.p50_ms:.3g}", f"{one.p90_ms:.3g}", f"{one.init_ms:.0f} ms", memory)
+        ran = [one.runtime, *([str(one.delegation)] if one.delegation else []), f"{one.threads} threads, {one.origin}"]
+        described = Text(f"{name}\n") + Text("; ".join(ran), style="dim")
         table.add_row(described, f"{one.latency_ms:.3g} ms", interval, *last)
     return table
+
+
+def bench_states(report: Report) -> str | None:
+    """The device before and after, in a line, as far as it tells."""
+    told = []
+    for words, state in (("before", report.before), ("after", report.after)):
+        parts = [
+            None if state.temperature_c is None else f"{state.temperature_c:.0f} °C",
+            None if state.thermal_status is None else f"thermal status {state.thermal_status}",
+            None if state.busy is None else f"{state.busy:.0%} busy",
+            None if state.battery_percent is None else f"battery {state.battery_percent:.0f} %",
+            state.governor,
+        ]
+        if known := ", ".join(part for part in parts if part):
+            told.append(f"{words}: {known}")
+    if report.waited_s:
+        told.insert(0, f"left to cool for {report.waited_s:.0f} s")
+    return "; ".join(told) or None
+
+
+def sustained_table(found: Sustained, rows: int = 12) -> Table:
+    """The throttling curve for people, thinned out to so many rows; its verdict is the title."""
+    table = Table(title=found.verdict, title_justify="left", box=SIMPLE_HEAD, header_style="bold")
+    for heading in ("after", "latency", "against the start", "temperature"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    every = max(1, len(found.points) // rows)
+    for one in found.points[every - 1 :: every]:
+        warm = "" if one.temperature_c is None else f"{one.temperature_c:.0f} °C"
+        change = one.latency_ms / found.first_ms - 1
+        table.add_row(f"{one.time_s:.0f} s", f"{one.latency_ms:.3g} ms", f"{change:+.0%}", warm)
+    return table
+
+
+def network_files(
+    model: str,
+    folder: Path,
+    *,
+    format: str,  # noqa: A002 (the exporters' word)
+    arguments: Sequence[str] = (),
+    image_size: int | None = None,
+    shares: Sequence[float] = SHARES,
+) -> dict[str, Path]:
+    """Throw-away files of a model by name at several input sizes, untrained, for profiles and their calibration.
+
+    shares: of image_size (32 for built-in models, else 224), each to even pixels. Raises UsageError for a model that is
+    not known and ExportError for one that cannot be exported.
+    """
+    import torch
+
+    import exporters
+    from mobileprune.models import find_model
+
+    source = find_model(model, arguments)
+    own = source.library == "mobileprune"
+    largest = image_size or (32 if own else 224)
+    torch.manual_seed(0)
+    network = source.build(10 if own else 1000).eval()
+    files = {}
+    for side in dict.fromkeys(max(2, 2 * round(share * largest / 2)) for share in shares):
+        spec = exporters.InputSpec(3, side, side, (0.0,) * 3, (1.0,) * 3)
+        path = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', source.name)}-{side}.{format}"
+        exporters.export_draft(network, spec, path, format=format)
+        files[path.stem] = path
+    return files
+
+
+def profile_connected(
+    device: str,
+    files: Mapping[str, Path],
+    *,
+    name: str,
+    output: Path | None,
+    display: Display,
+    rounds: int = 7,
+    round_seconds: float = 0.25,
+    threads: int | None = None,
+) -> tuple[DeviceProfile, Path]:
+    """Measure a connected device, with files of one or more networks, and write its profile; returns it and where.
+
+    output: where it shall stand; the user's folder of profiles unless given, where ``--device NAME`` finds it.
+    """
+    opened = open_device(device)
+    try:
+        what = f"the channel step and {len(files)} files on {opened.profile.name}"
+        with display.work("measuring", what, 2) as advance:
+            found = profile_device(
+                opened,
+                files,
+                name=name,
+                threads=threads,
+                rounds=rounds,
+                min_seconds=round_seconds,
+                progress=lambda part, done, total: advance((part == "files") + done / total),
+            )
+    finally:
+        opened.clean_up()
+    return found, _write(found, output)
+
+
+def calibrate_connected(
+    shipped: str,
+    device: str,
+    anchors: Sequence[Path],
+    *,
+    name: str,
+    output: Path | None,
+    display: Display,
+    threads: int | None = None,
+    rounds: int = 7,
+) -> tuple[DeviceProfile, Path]:
+    """Rescale a shipped profile to a connected device by two or three files; returns the new one and where it is."""
+    short = {path.name: path for path in anchors}  # folders are nobody's business where a profile is shared
+    opened = open_device(device)
+    try:
+        with display.work("measuring", f"{len(anchors)} anchors on {opened.profile.name}", 1) as advance:
+            found = calibrate_profile(
+                load_profile(shipped),
+                opened,
+                short if len(short) == len(anchors) else _by_name(anchors),
+                name=name,
+                threads=threads,
+                rounds=rounds,
+                progress=lambda done, total: advance(done / total),
+            )
+    finally:
+        opened.clean_up()
+    return found, _write(found, output)
+
+
+def _write(profile: DeviceProfile, output: Path | None) -> Path:
+    if output is None:
+        return save_profile(profile)
+    write_profile(profile, output)
+    return output
+
+
+def profile_with(
+    device: str,
+    models: Sequence[str],
+    *,
+    display: Display,
+    image_size: int | None = None,
+    name: str | None = None,
+    output: Path | None = None,
+    threads: int | None = None,
+    rounds: int = 7,
+) -> tuple[DeviceProfile, Path]:
+    """``profile_connected`` with the networks of these names at several sizes; without a name, after the device."""
+    with tempfile.TemporaryDirectory(prefix="mobileprune-") as folder:
+        files = _networks(models, Path(folder), device, image_size, SHARES)
+        called = name or f"my-{open_device(device).profile.name}"[:64]
+        return profile_connected(
+            device, files, name=called, output=output, display=display, rounds=rounds, threads=threads
+        )
+
+
+def calibrate_with(
+    shipped: str,
+    device: str,
+    models: Sequence[str],
+    *,
+    display: Display,
+    image_size: int | None = None,
+    name: str | None = None,
+    output: Path | None = None,
+    threads: int | None = None,
+    rounds: int = 7,
+) -> tuple[DeviceProfile, Path]:
+    """``calibrate_connected`` with the networks of these names at two sizes each as its anchors."""
+    if not models:
+        raise UsageError("nothing to calibrate with: name a network like those to be pruned with --model")
+    with tempfile.TemporaryDirectory(prefix="mobileprune-") as folder:
+        anchors = _networks(models, Path(folder), device, image_size, ANCHOR_SHARES)
+        called = name or f"my-{load_profile(shipped).name}"[:64]
+        return calibrate_connected(
+            shipped,
+            device,
+            list(anchors.values()),
+            name=called,
+            output=output,
+            display=display,
+            threads=threads,
+            rounds=rounds,
+        )
+
+
+def _networks(
+    models: Sequence[str], folder: Path, device: str, image_size: int | None, shares: Sequence[float]
+) -> dict[str, Path]:
+    form = open_device(device).profile.format
+    files: dict[str, Path] = {}
+    for model in models:
+        files |= network_files(model, folder, format=form, image_size=image_size, shares=shares)
+    return files

@@ -32,7 +32,7 @@ _CLASS_ARGUMENTS = ("num_classes", "classes", "n_classes", "num_class")
 class ModelSource:
     """Where a model comes from; enough to build the same architecture again in another process."""
 
-    library: str  # "mobileprune", "torchvision", "timm", or the path of a Python file
+    library: str  # "mobileprune", "torchvision", "timm", the path of a Python file, or "module": given as an object
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
@@ -44,7 +44,7 @@ class ModelSource:
     @property
     def has_weights(self) -> bool:
         """Whether the arguments make the constructor load trained weights."""
-        return any(self.arguments.get(name) for name in _WEIGHT_ARGUMENTS)
+        return self.library == "module" or any(self.arguments.get(name) for name in _WEIGHT_ARGUMENTS)
 
     def build(self, classes: int) -> nn.Module:
         """Make the model with ``classes`` outputs, in eval mode. Raises MobilepruneError when its code fails."""
@@ -55,6 +55,8 @@ class ModelSource:
             arguments[accepted] = classes
         try:
             model = factory(**arguments)
+        except MobilepruneError:
+            raise
         except Exception as error:  # the user's code may raise anything
             shown = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
             raise MobilepruneError(
@@ -68,9 +70,11 @@ class ModelSource:
         """The mean and std its trained weights expect: the file's MEAN and STD, or ImageNet's; None when unknown."""
         if self.library == "mobileprune":
             return None
+        if self.library == "module":
+            return (self.arguments["mean"], self.arguments["std"]) if "mean" in self.arguments else None
         if self.library in ("torchvision", "timm"):
             return _IMAGENET if self.has_weights else None
-        module = _import_file(Path(self.library))
+        module = import_file(Path(self.library))
         if hasattr(module, "MEAN") and hasattr(module, "STD"):
             return tuple(map(float, module.MEAN)), tuple(map(float, module.STD))
         return None
@@ -78,13 +82,17 @@ class ModelSource:
     def _factory(self) -> Callable[..., Any]:
         if self.library == "mobileprune":
             return zoo.MODELS[self.name]
+        if self.library == "module":
+            from mobileprune.given import module_of
+
+            return module_of
         if self.library == "torchvision":
             models = import_torchvision().models
             return lambda **kwargs: models.get_model(self.name, **kwargs)
         if self.library == "timm":
             timm = import_timm()
             return lambda **kwargs: timm.create_model(self.name, **kwargs)
-        factory: Callable[..., Any] = getattr(_import_file(Path(self.library)), self.name)
+        factory: Callable[..., Any] = getattr(import_file(Path(self.library)), self.name)
         return factory
 
 
@@ -136,7 +144,7 @@ _LISTINGS: dict[str, Callable[[], Sequence[str]]] = {
 def _find_in_file(path: Path, name: str, arguments: Mapping[str, Any]) -> ModelSource:
     if not path.is_file():
         raise UsageError(f"no file {path}: --model takes path/to/file.py:factory")
-    module = _import_file(path)
+    module = import_file(path)
     factory = getattr(module, name, None)
     if not callable(factory):
         own = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
@@ -144,7 +152,7 @@ def _find_in_file(path: Path, name: str, arguments: Mapping[str, Any]) -> ModelS
     return ModelSource(str(path.resolve()), name, arguments)
 
 
-def _import_file(path: Path) -> ModuleType:
+def import_file(path: Path) -> ModuleType:
     path = path.resolve()
     # One module per file, under a name that cannot hide an installed package of the same name.
     name = f"_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
@@ -234,5 +242,5 @@ def check_outputs(model: nn.Module, example: Tensor, classes: int, spec: str) ->
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UsageError(
             f"{spec} gives {got} for {classes} classes; it must give ({example.shape[0]}, {classes}) logits: "
-            "set its number of classes with --model-arg"
+            "set its number of classes with --model-arg, or name its outputs with --labels"
         )

@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from device_profiles.thermal import Gate
+
+_LINE_EVERY_S = 60.0  # where there is no terminal to draw on
 Kind = Literal["training", "exporting", "measuring"]
 
 
@@ -18,6 +21,29 @@ class Advance(Protocol):
     """Tells how far a piece of work is: units done, and a short note such as the current loss."""
 
     def __call__(self, done: float, note: str = "") -> None: ...
+
+
+class Pace:
+    """How fast a training is, and how long all that is left will take at that pace; in words."""
+
+    def __init__(self) -> None:
+        self._start, self._first = time.monotonic(), 0
+
+    def __call__(self, seen: int, left: int) -> str:
+        """seen: images trained on so far in this training, of the ``left`` that the journey had when it began."""
+        if not self._first:
+            self._start, self._first = time.monotonic(), seen
+            return "…"
+        rate = (seen - self._first) / max(time.monotonic() - self._start, 1e-6)
+        return f"{rate:,.0f} images/s, all trained in {duration((left - seen) / max(rate, 1e-6))}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: ``40 s``, ``12 min``, ``3 h 05 min``."""
+    minutes = round(max(seconds, 0) / 60)
+    if seconds < 90:
+        return f"{max(seconds, 0):.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class Display(Protocol):
@@ -52,8 +78,10 @@ class Terminal:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self._stage = ""
 
     def stage(self, name: str, what: str) -> None:
+        self._stage = name
         self.console.print(Text(f"{name:>9}", style="bold cyan") + Text(f"  {what}"), soft_wrap=True)
 
     def say(self, text: str, style: str = "") -> None:
@@ -63,7 +91,7 @@ class Terminal:
     def work(self, kind: Kind, description: str, total: float) -> Iterator[Advance]:
         start = time.monotonic()
         if not self.console.is_terminal:
-            yield lambda done, note="": None
+            yield self._plain(description, total)
             self.say(f"{description}: {time.monotonic() - start:.0f} s")
             return
         columns = (
@@ -77,6 +105,28 @@ class Terminal:
             TextColumn("[dim]{task.fields[note]}"),
         )
         with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(f"{'':>8}{description}", total=total, note="")
+            task = progress.add_task(f"{self._stage:>7} {description}", total=total, note="")
             yield lambda done, note="": progress.update(task, completed=done, note=note)
         self.say(f"{description}: {time.monotonic() - start:.0f} s")
+
+    def _plain(self, description: str, total: float) -> Advance:
+        """A line now and then, for logs."""
+        told = time.monotonic()
+
+        def advance(done: float, note: str = "") -> None:
+            nonlocal told
+            if time.monotonic() - told >= _LINE_EVERY_S:
+                told = time.monotonic()
+                self.say(f"{description}: {100 * done / total:.0f} %{note and ', ' + note}")
+
+        return advance
+
+
+def waiting_gate(display: Display, seconds: float = 300.0) -> Gate:
+    """Leaves a hot device so long to cool before it is measured, and says so twice a minute."""
+
+    def waiting(waited: float, why: str) -> None:
+        if waited % 30 < 5:
+            display.say(f"{why}: waiting for it to cool ({waited:.0f} of {seconds:.0f} s)", style="yellow")
+
+    return Gate(seconds, waiting)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mobileprune.errors import UsageError
 from mobileprune.run import Run
+
+if TYPE_CHECKING:
+    from device_profiles.profile import DeviceProfile
+    from mobileprune.models import ModelSource
 
 _VERSIONS = (
     "mobileprune",
@@ -31,10 +36,23 @@ _DEFAULTS: dict[str, Any] = {
     "rounds": 7,
     "round_seconds": 0.25,
     "probe_epochs": 4,
+    "probe_images": 0,  # all
     "epochs": 16,
     "batch_size": 64,
     "finetune_learning_rate": 0.02,
     "distillation": 0.5,
+    "temperature": 3.0,
+    "optimizer": "sgd",
+    "lr_schedule": "cosine",
+    "warm_up": 0.1,
+    "weight_decay": 5e-4,
+    "label_smoothing": 0.05,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "ema": 0.0,
+    "norm_images": 0,
+    "training_precision": "auto",
+    "precision": "float32",
 }
 _DEFAULT_BASE_EPOCHS = 20
 _SCRATCH_LEARNING_RATE = 0.1
@@ -44,7 +62,7 @@ _SCRATCH_LEARNING_RATE = 0.1
 class Request:
     """The flags of ``optimize`` other than its budgets; None where the person left one out."""
 
-    model: str | None = None
+    model: str | ModelSource | None = None  # a source where a network was given as an object
     model_arguments: tuple[str, ...] = ()
     checkpoint: Path | None = None
     data: str | None = None
@@ -58,28 +76,52 @@ class Request:
     round_seconds: float | None = None
     base_epochs: int | None = None
     probe_epochs: int | None = None
+    probe_images: int | None = None
     epochs: int | None = None
     batch_size: int | None = None
-    learning_rate: float | None = None
-    finetune_learning_rate: float | None = None
+    learning_rate: float | str | None = None  # or "auto": by a range test
+    finetune_learning_rate: float | str | None = None
     distillation: float | None = None
+    temperature: float | None = None
+    optimizer: str | None = None
+    lr_schedule: str | None = None
+    warm_up: float | None = None
+    weight_decay: float | None = None
+    label_smoothing: float | None = None
+    mixup: float | None = None
+    cutmix: float | None = None
+    ema: float | None = None
+    norm_images: int | None = None
+    training_precision: str | None = None
+    precision: str | None = None  # of the exported files
+    labels: str | None = None
+    data_root: Path | None = None
+    download: bool | None = None
 
 
-def complete(request: Request) -> dict[str, Any]:
-    """The whole question as it stands in run.toml. Raises UsageError for a model or device that is not known."""
-    from device_profiles.profile import load_profile
+def complete(request: Request, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The whole question as it stands in run.toml. Raises UsageError for a model or device that is not known.
+
+    earlier: the run.toml that there is already; its device is not asked again, as it may not be connected now.
+    """
+    from device_profiles.devices.resolve import resolve
+    from device_profiles.profile import from_table, to_table
     from mobileprune.models import find_model
-    from mobileprune.training.finetune import has_fast_bfloat16
+    from mobileprune.training.schedule import check_names
 
     def value(name: str) -> Any:
         given = getattr(request, name)
         return _DEFAULTS[name] if given is None else given
 
-    source = find_model(request.model or "resnet20", request.model_arguments)
+    named = request.model or "resnet20"
+    source = find_model(named, request.model_arguments) if isinstance(named, str) else named
     device = request.device or "host"
-    load_profile(device)
+    known = (earlier or {}).get("device_profile") if (earlier or {}).get("device") == device else None
+    profile = from_table(known) if known else resolve(device)
+    timed_format(profile, value("precision"))
     if request.checkpoint is not None and not request.checkpoint.is_file():
         raise UsageError(f"no checkpoint {request.checkpoint}")
+    check_names(value("optimizer"), value("lr_schedule"))
     trained = bool(request.checkpoint or source.has_weights)
     base_epochs, base_rate = request.base_epochs, request.learning_rate
     if base_epochs is None:
@@ -89,31 +131,46 @@ def complete(request: Request) -> dict[str, Any]:
     model: dict[str, Any] = {"library": source.library, "name": source.name, "arguments": dict(source.arguments)}
     if request.checkpoint is not None:
         model["checkpoint"] = str(request.checkpoint.resolve())
-    spec = request.data or "digits"
-    data: dict[str, Any] = {"spec": str(Path(spec).resolve()) if Path(spec).exists() else spec}
-    if request.image_size is not None:
-        data["image_size"] = request.image_size
     return {
         "device": device,
+        "device_profile": to_table(profile),  # so that what is plugged in later changes nothing
+        "precision": value("precision"),
         "seed": value("seed"),
         "probes": value("probes"),
         "confidence": value("confidence"),
         "profile_scales": value("profile_scales"),
         "measuring": {"rounds": value("rounds"), "round_seconds": value("round_seconds")},
         "model": model,
-        "data": data,
+        "data": _data(request),
         "training": {
+            **{
+                place[1]: value(name) for name, place in _PLACES.items() if place[0] == "training" and name in _DEFAULTS
+            },
             "base_epochs": base_epochs,
-            "probe_epochs": value("probe_epochs"),
-            "result_epochs": value("epochs"),
-            "batch_size": value("batch_size"),
             "learning_rate": base_rate,
-            "finetune_learning_rate": value("finetune_learning_rate"),
-            "distillation": value("distillation"),
-            "bfloat16": has_fast_bfloat16(),
+            "momentum": 0.9,
         },
         "versions": _versions(),
     }
+
+
+def _data(request: Request) -> dict[str, Any]:
+    """The data as it stands in run.toml: files by their whole paths."""
+    spec = request.data or "digits"
+    library, colon, rest = spec.rpartition(":")
+    if Path(spec).exists():
+        spec = str(Path(spec).resolve())
+    elif colon and library.endswith(".py") and Path(library).exists():
+        spec = f"{Path(library).resolve()}:{rest}"
+    elif spec.startswith("hf:") and Path(spec.removeprefix("hf:")).exists():
+        spec = f"hf:{Path(spec.removeprefix('hf:')).resolve()}"
+    data: dict[str, Any] = {"spec": spec}
+    labels = request.labels and (
+        str(Path(request.labels).resolve()) if Path(request.labels).is_file() else request.labels
+    )
+    root = request.data_root and str(request.data_root.resolve())
+    given = {"image_size": request.image_size, "labels": labels, "root": root, "download": request.download}
+    return data | {name: value for name, value in given.items() if value is not None}
 
 
 def _versions() -> dict[str, str]:
@@ -142,11 +199,26 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "round_seconds": ("measuring", "round_seconds"),
     "base_epochs": ("training", "base_epochs"),
     "probe_epochs": ("training", "probe_epochs"),
+    "probe_images": ("training", "probe_images"),
     "epochs": ("training", "result_epochs"),
     "batch_size": ("training", "batch_size"),
     "learning_rate": ("training", "learning_rate"),
     "finetune_learning_rate": ("training", "finetune_learning_rate"),
     "distillation": ("training", "distillation"),
+    "temperature": ("training", "temperature"),
+    "optimizer": ("training", "optimizer"),
+    "lr_schedule": ("training", "shape"),
+    "warm_up": ("training", "warm_up"),
+    "weight_decay": ("training", "weight_decay"),
+    "label_smoothing": ("training", "label_smoothing"),
+    "mixup": ("training", "mixup"),
+    "cutmix": ("training", "cutmix"),
+    "ema": ("training", "ema"),
+    "norm_images": ("training", "norm_images"),
+    "training_precision": ("training", "precision"),
+    "precision": ("precision",),
+    "labels": ("data", "labels"),
+    "data_root": ("data", "root"),
 }
 
 
@@ -155,6 +227,26 @@ def _at(data: Mapping[str, Any], place: tuple[str, ...]) -> Any:
     for key in place:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
+
+
+def words_of(asked: Mapping[str, Any]) -> list[str]:
+    """The flags of ``optimize`` that ask the question in a run.toml again, all of them spelled out."""
+    words: list[str] = []
+    for name, place in _PLACES.items():
+        value = _at(asked, place)
+        if value is None:
+            continue
+        if name == "model" and asked["model"]["library"] != "mobileprune":
+            value = f"{asked['model']['library']}:{value}"
+        values = [f"{k}={v}" for k, v in value.items()] if isinstance(value, Mapping) else [value]
+        for one in values:
+            words += [flag_of(name), str(one)]
+    return words
+
+
+def flag_of(name: str) -> str:
+    """How a field of ``Request`` is written on the command line."""
+    return "--" + {"model_arguments": "model-arg"}.get(name, name.replace("_", "-"))
 
 
 def open_or_create(path: Path, request: Request) -> Run:
@@ -168,13 +260,40 @@ def open_or_create(path: Path, request: Request) -> Run:
     given = {name: place for name, place in _PLACES.items() if getattr(request, name) not in (None, ())}
     if not given:
         return run
-    asked = complete(request)
+    asked = complete(request, run.asked)
     for name, place in given.items():
         before, now = _at(run.asked, place), _at(asked, place)
         if before != now:
-            flag = "--" + {"model_arguments": "model-arg"}.get(name, name.replace("_", "-"))
+            flag = flag_of(name)
             raise UsageError(
                 f"{path} was begun with {flag} {before}, not {now}; leave {flag} out to go on with it, "
                 "or name another folder with --run"
             )
     return run
+
+
+def new_folder(model: str | None, data: str | None) -> Path:
+    """A folder under runs/ named after the model, the data and a number; never one that is there."""
+    stem = f"{(model or 'resnet20').rpartition(':')[2]}-{Path(data or 'digits').stem}"
+    number = next(n for n in itertools.count(1) if not (Path("runs") / f"{stem}-{n}").exists())
+    return Path("runs") / f"{stem}-{number}"
+
+
+def timed_format(profile: DeviceProfile, precision: str) -> str:
+    """The format whose latency a device's budgets are about: the profile's, or another that has ``precision``.
+
+    Raises UsageError where the device cannot tell the latency of files in that precision.
+    """
+    import exporters
+
+    if profile.kind == "predicted" and precision != profile.precision:
+        raise UsageError(
+            f"{profile.name} predicts {profile.precision} only, not {precision}: what was published does not carry it; "
+            "connect the device, or leave --precision out"
+        )
+    formats = dict.fromkeys((profile.format, *exporters.formats()))
+    for name in formats:
+        if precision in exporters.exporter(name).precisions:
+            return name
+    known = sorted({p for name in formats for p in exporters.exporter(name).precisions})
+    raise UsageError(f"no format can be written in {precision}; choose one of: {', '.join(known)}")

@@ -49,7 +49,7 @@ def main() -> None:
 
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
-        mobileprune.optimize(Path(folder) / "run", budget="50%", device="host", display=watch)  # type: ignore[arg-type]
+        mobileprune.optimize(run=Path(folder) / "run", budget="50%", device="host", display=watch)  # type: ignore[arg-type]
     total = time.time() - psutil.Process().create_time()  # from the start of the interpreter: imports count
     rows = [(kind, watch.seconds[kind]) for kind in ("training", "measuring", "exporting")]
     rows.append(("everything else", total - sum(seconds for _, seconds in rows)))

@@ -126,7 +126,8 @@ def rival(ctx: Context, ledger: Ledger, name: str, line: str, speedup: float, sc
     if place is None:
         ledger.add(key, method=name, speedup=speedup, reached=False)
         return
-    _, model, size = next(found for i, found in enumerate(built(candidates)) if i == place)
+    chosen = next(c for c in candidates if c.label == ledger.done[f"line {line}"]["labels"][place])
+    model, size = chosen.build()
     began = time.monotonic()
     epochs = round(ctx.schedule("result").epochs * scale_epochs)
     stem = ctx.folder("finals") / key.replace(" ", "-").replace(",", "").replace("=", "")
@@ -134,7 +135,7 @@ def rival(ctx: Context, ledger: Ledger, name: str, line: str, speedup: float, sc
     found = scores(ctx, model, ctx.view_at(size))
     model.eval()
     cost = count(model, ctx.example[:1, :, :size, :size])
-    entry = {"label": candidates[place].label, "epochs": epochs, "macs": cost.macs, "params": cost.params}
+    entry = {"label": chosen.label, "epochs": epochs, "macs": cost.macs, "params": cost.params}
     files = written(ctx, model, size, stem)
     ledger.add(
         key, method=name, speedup=speedup, reached=True, wall_s=time.monotonic() - began, **entry, **found, files=files
@@ -147,7 +148,7 @@ def ours(ctx: Context, ledger: Ledger, speedup: float) -> None:
     if key in ledger.done:
         return
     began = time.monotonic()
-    optimize(ctx.run.path, budget=f"{100 / speedup:.6g}%")
+    optimize(run=ctx.run.path, budget=f"{100 / speedup:.6g}%")
     run = Run.open(ctx.run.path)
     scale = chosen_scale(run)
     folder = run.path / "results" / scale_key(scale)
@@ -212,7 +213,7 @@ def compare(setting: str, seed: int, arguments: argparse.Namespace) -> list[dict
     with locked(path):
         open_or_create(path, Request(**asked))
     ledger = Ledger(path / "comparison.jsonl")
-    optimize(path, budget=f"{100 / arguments.speedups[0]:.6g}%")
+    optimize(run=path, budget=f"{100 / arguments.speedups[0]:.6g}%")
     ctx = context_of(Run.open(path))
     for speedup in arguments.speedups:
         ours(ctx, ledger, speedup)

@@ -94,7 +94,7 @@ def torch_pruning_line(ctx: Context, round_to: int | None) -> list[Candidate]:
 
         return Candidate(f"ratio={ratio:.2f}", build)
 
-    return [_at(ctx, BASE), *(at(float(ratio)) for ratio in np.arange(0.04, 0.9, 0.03))]
+    return [_at(ctx, BASE), *(at(float(ratio)) for ratio in np.arange(0.02, 0.9, 0.02))]
 
 
 def lines(ctx: Context) -> dict[str, list[Candidate]]:
@@ -111,13 +111,13 @@ def lines(ctx: Context) -> dict[str, list[Candidate]]:
 
 
 def built(candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, nn.Module, int]]:
-    """Each candidate's network; one that cannot be built ends the line, as all behind it are smaller still."""
+    """Each candidate's network; one that cannot be built, or does not run, is left out and said."""
     for candidate in candidates:
         try:
             model, size = candidate.build()
             with torch.inference_mode():
                 model.eval()(torch.zeros(1, 3, size, size))
         except Exception as error:
-            print(f"  the line ends before {candidate.label}: {error}")
-            return
+            print(f"  {candidate.label} left out: {error}")
+            continue
         yield candidate, model, size

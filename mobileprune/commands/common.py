@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,10 +31,23 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the an
 run_argument = click.argument("run", type=click.Path(path_type=Path, file_okay=False), metavar="RUN")
 
 
-def context_of(run: Run) -> Context:
+class RateType(click.ParamType):
+    """A learning rate: a number above zero, or "auto"."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        if value == "auto":
+            return "auto"
+        return click.FloatRange(0, min_open=True).convert(value, param, ctx)
+
+
+def context_of(run: Run, where: Sequence[Any] = ()) -> Context:
+    """The run's context. where: name, address, CPUs and GPUs of the engine that trains, this process by default."""
+    from mobileprune.engine import make_engine
     from mobileprune.stages.context import Context
 
-    return Context(run, make_display())
+    return Context(run, make_display(), make_engine(*where))
 
 
 def make_display() -> Display:
@@ -81,11 +96,23 @@ def run_stage(path: Path, name: str, steps: tuple[str, ...], budgets: tuple[str,
             print_out(json.dumps(status_of(run), indent=1))
 
 
+def print_lines(lines: Iterable[str]) -> None:
+    """Lines of text; on a terminal long ones are broken between words and go on indented. A pipe, and what has lines
+    of its own, such as JSON, gets them as they are."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        if width < len(line) and width and "\n" not in line:
+            line = textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        click.echo(line)
+
+
 def print_out(what: Any) -> None:
-    """Text as it is, tables and styled text as the terminal allows."""
+    """Text as it is, tables and styled text as the terminal allows; a pipe gets unbroken lines."""
     if isinstance(what, str):
         click.echo(what)
         return
     from rich.console import Console
 
-    Console().print(what, soft_wrap=True)
+    console = Console()
+    console.print(what, soft_wrap=not console.is_terminal)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mobileprune.commands.common import json_option, print_out
+from mobileprune.commands.common import json_option, print_lines
 
 
 @click.command(short_help="What can be pruned in a model, and what cannot.")
@@ -24,7 +24,7 @@ def explain(model: str, arguments: tuple[str, ...], image_size: int | None, as_j
     from mobileprune.api import explain as explain_model
 
     found = explain_model(model, arguments, image_size)
-    print_out(json.dumps(found.to_dict(), indent=1) if as_json else "\n".join(found.lines()))
+    print_lines([json.dumps(found.to_dict(), indent=1)] if as_json else found.lines())
 
 
 @click.command(short_help="What was cut from the base, layer by layer.")
@@ -39,4 +39,4 @@ def diff(path: Path, as_json: bool) -> None:
     from mobileprune.api import diff as diff_recipe
 
     found = diff_recipe(path)
-    print_out(json.dumps(found.to_dict(), indent=1) if as_json else "\n".join(found.lines()))
+    print_lines([json.dumps(found.to_dict(), indent=1)] if as_json else found.lines())

@@ -2,25 +2,77 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mobileprune.commands.common import budget_option, context_of, json_option, print_summary, resumable
+from mobileprune.commands.common import (
+    RateType,
+    budget_option,
+    context_of,
+    json_option,
+    make_display,
+    print_out,
+    print_summary,
+    resumable,
+)
+from mobileprune.commands.configured import config_option
 from mobileprune.errors import MobilepruneError, UsageError
 
 if TYPE_CHECKING:
+    from mobileprune.request import Request
     from mobileprune.run import Run
+
+
+_DATA_HELP = (
+    "digits, a folder or tar of class folders, an .npz file, torchvision:NAME, hf:NAME or file.py:function.  "
+    "[default: digits]"
+)
+_SHAPES = ("cosine", "linear", "step", "constant")
+_ARITHMETIC = ("auto", "float32", "bfloat16")
+_PRECISIONS = ("float32", "float16", "int8")
+_RATE = "A number, or auto: found by a short range test.  "
+
+
+def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How networks are trained; the same for base, probes and result unless it says otherwise."""
+    share = click.FloatRange(0, 1)
+    options = (
+        click.option("--batch-size", type=click.IntRange(2), help="[default: 64]"),
+        click.option("--probe-images", type=click.IntRange(0), help="Train probes on so many only.  [default: 0, all]"),
+        click.option("--learning-rate", type=RateType(), help=_RATE + "[default: 0.1; 0.02 with weights]"),
+        click.option("--finetune-learning-rate", type=RateType(), help=_RATE + "[default: 0.02]"),
+        click.option("--lr-schedule", type=click.Choice(_SHAPES), help="[default: cosine]"),
+        click.option("--warm-up", type=share, help="Share of the steps.  [default: 0.1]"),
+        click.option("--optimizer", help="Any of timm's.  [default: sgd]"),
+        click.option("--weight-decay", type=click.FloatRange(0), help="Not on norms and biases.  [default: 5e-4]"),
+        click.option("--distillation", type=share, help="Weight of the base's answers.  [default: 0.5]"),
+        click.option("--temperature", type=click.FloatRange(0, min_open=True), help="Of distillation.  [default: 3]"),
+        click.option("--label-smoothing", type=share, help="[default: 0.05]"),
+        click.option("--mixup", type=click.FloatRange(0), help="[default: 0, off]"),
+        click.option("--cutmix", type=click.FloatRange(0), help="[default: 0, off]"),
+        click.option("--ema", type=share, help="Decay of averaged weights.  [default: 0, off]"),
+        click.option("--norm-images", type=click.IntRange(0), help="For batch norm after training.  [default: 0, off]"),
+        click.option("--training-precision", type=click.Choice(_ARITHMETIC), help="[default: auto]"),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command(short_help="The whole journey, from a trained CNN to measured files.")
 @click.option("--model", help="NAME, torchvision:NAME, timm:NAME or path/to/file.py:factory.  [default: resnet20]")
 @click.option("--model-arg", "model_arguments", multiple=True, metavar="KEY=VALUE", help="Passed to the constructor.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Trained weights (.safetensors, or a torch file).")
-@click.option("--data", help="digits, a folder of class folders, or an .npz file.  [default: digits]")
+@click.option("--data", help=_DATA_HELP)
+@click.option("--labels", help="imagenet-1k, or a file that names the model's outputs, where it has more.")
+@click.option("--data-root", type=click.Path(path_type=Path), help="Where torchvision's sets lie or are put.")
+@click.option("--download", is_flag=True, default=None, help="Fetch a data set by name where it is not here.")
 @click.option("--image-size", type=click.IntRange(8), help="Side in pixels at which the base sees images.")
-@click.option("--device", help="A device profile, such as host.  [default: host]")
+@click.option("--device", help="host, pixel, adb, ssh://...: see `mobileprune devices`.  [default: host]")
 @budget_option()
 @click.option("--run", "path", type=click.Path(path_type=Path), help="Run folder; an existing one is continued.")
 @click.option("--probes", type=click.IntRange(4, 64), help="How many scales are probed at most.  [default: 8]")
@@ -31,56 +83,71 @@ if TYPE_CHECKING:
 @click.option("--base-epochs", type=click.IntRange(0), help="Training of the base.  [default: 20; 0 with weights]")
 @click.option("--probe-epochs", type=click.IntRange(1), help="Fine-tuning of each probe.  [default: 4]")
 @click.option("--epochs", type=click.IntRange(1), help="Fine-tuning of the result.  [default: 16]")
-@click.option("--batch-size", type=click.IntRange(2), help="[default: 64]")
-@click.option(
-    "--learning-rate", type=click.FloatRange(0, min_open=True), help="Of the base.  [default: 0.1; 0.02 with weights]"
-)
-@click.option("--finetune-learning-rate", type=click.FloatRange(0, min_open=True), help="[default: 0.02]")
-@click.option("--distillation", type=click.FloatRange(0, 1), help="Weight of the base's answers.  [default: 0.5]")
+@_training_options
+@click.option("--precision", type=click.Choice(_PRECISIONS), help="Of the files.  [default: float32]")
 @click.option("--seed", type=click.IntRange(0), help="Fixes splits, weights and order.  [default: 0]")
+@config_option()
+@click.option("--dry-run", is_flag=True, help="Only say what would be done, how long it takes and how much disk.")
 @json_option
-def optimize(path: Path | None, budgets: tuple[str, ...], as_json: bool, **flags: Any) -> None:
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Where to train.")
+@click.option("--address", help="Of a running Ray cluster.  [default: one on this machine]")
+@click.option("--job-cpus", type=click.FloatRange(0, min_open=True), default=1, show_default=True, help="Of a Ray job.")
+@click.option("--job-gpus", type=click.FloatRange(0), help="Of a Ray job.  [default: 1 where there are any]")
+def optimize(path: Path | None, budgets: tuple[str, ...], dry_run: bool, as_json: bool, **flags: Any) -> None:
     """From a trained CNN to a smaller one that keeps the budget on the device: files, measurements and a report.
 
     \b
     Example:  mobileprune optimize --device host --budget 50% --run runs/demo
     """
     from mobileprune.budget import parse_budgets
-    from mobileprune.request import Request, open_or_create
+    from mobileprune.request import Request, new_folder, open_or_create
     from mobileprune.run import locked
 
     asked = parse_budgets(budgets)
+    where = [flags.pop(name) for name in ("engine", "address", "job_cpus", "job_gpus")]
     request = Request(**flags)
-    path = path or _default_folder(request)
+    path = path or new_folder(flags["model"], request.data)
     if not asked and not (path / "run.toml").exists():
         raise UsageError("no --budget: say what must hold, for example --budget 50% or --budget 12ms")
+    if dry_run:
+        _print_plan(path, request, budgets, as_json)
+        return
     with resumable("optimize", "--run", path), locked(path):
         run = open_or_create(path, request)
         try:
-            _journey(run, budgets, as_json)
+            _journey(run, budgets, where, as_json)
         except UsageError:
             run.discard_if_unbegun()
             raise
 
 
-def _default_folder(request: Any) -> Path:
-    """A new folder under runs/ named after the model, the data and a number; never an existing one."""
-    model = (request.model or "resnet20").rpartition(":")[2]
-    stem = f"{model}-{Path(request.data or 'digits').stem}"
-    number = 1
-    while (Path("runs") / f"{stem}-{number}").exists():
-        number += 1
-    return Path("runs") / f"{stem}-{number}"
+def _print_plan(path: Path, request: Request, budgets: tuple[str, ...], as_json: bool) -> None:
+    from mobileprune.plan import plan
+
+    with make_display().work("training", "timing one training step", 1):
+        planned = plan(path, request, budgets)
+    if as_json:
+        print_out(json.dumps(planned.to_dict(), indent=1))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right", min_width=9, no_wrap=True)
+    table.add_column()
+    for label, text in planned.rows():
+        table.add_row(Text(label, style="bold cyan"), Text(text))
+    print_out(table)
 
 
-def _journey(run: Run, budgets: tuple[str, ...], as_json: bool) -> None:
+def _journey(run: Run, budgets: tuple[str, ...], where: Sequence[Any], as_json: bool) -> None:
     from mobileprune.optimize import optimize as whole_journey
     from mobileprune.stages.solve import current_budgets, set_budgets
 
     if budgets:
         set_budgets(run, budgets)
     current_budgets(run)  # says so now where there is none
-    kept = whole_journey(context_of(run))
+    kept = whole_journey(context_of(run, where))
     print_summary(run, as_json)
     if not kept:
         raise MobilepruneError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mobileprune.commands.common import budget_option, json_option
+from mobileprune.commands.common import budget_option, json_option, print_lines
 from mobileprune.errors import UsageError
 
 
@@ -50,4 +50,4 @@ def solve(
         asked = parse_budgets(budgets) or current_budgets(opened)
         solution = solve_run(opened, asked, how.get("confidence"), how["surrogate"])
         answer, lines = solution.to_dict(), describe_solution(opened, solution, asked)
-    click.echo(json.dumps(answer, indent=1) if as_json else "\n".join(lines))
+    print_lines([json.dumps(answer, indent=1)] if as_json else lines)

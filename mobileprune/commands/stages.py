@@ -20,11 +20,6 @@ def _stage(name: str, short: str, what: str, *steps: str) -> click.Command:
     return click.command(name, short_help=short)(run_argument(budget_option()(json_option(command))))
 
 
-profile = _stage(
-    "profile",
-    "Latency of a spread of scales.",
-    "Measure the latency of a spread of scales of RUN's model on its device.",
-)
 probe = _stage(
     "probe",
     "Accuracy of a few scales.",
@@ -38,11 +33,6 @@ prune = _stage(
     "prune",
 )
 finetune = _stage("finetune", "Train the pruned network.", "Fine-tune the pruned network of RUN.")
-export = _stage(
-    "export",
-    "Write and verify ONNX and TFLite files.",
-    "Write RUN's base and result as ONNX and TFLite files and verify them in their runtimes.",
-)
 report = _stage("report", "Write report.html.", "Write RUN's report.html from what its journal holds.")
 
 

@@ -18,16 +18,16 @@ def bench(ctx: Context) -> None:
     key = scale_key(scale)
     if ctx.run.journal.get("measured", key) is not None:
         return
-    require(ctx.run, "artifact", f"{key}.{ctx.profile.format}", "export")
+    require(ctx.run, "artifact", f"{key}.{ctx.format}", "export")
     files: dict[str, Path] = {}
     for entry in ctx.run.journal.all("artifact"):
         owner, _, name = entry["key"].rpartition(".")
-        told = ctx.profile.kind != "predicted" or name == ctx.profile.format  # a profile speaks of one runtime
+        told = ctx.profile.kind != "predicted" or name == ctx.format  # a profile speaks of one runtime
         if owner in ("base", key) and told:
             files[f"{'base' if owner == 'base' else 'result'}.{name}"] = ctx.run.path / entry["path"]
     ctx.display.stage("bench", f"{len(files)} files on {ctx.profile.title}, in the same rounds")
     report = measure(ctx, files)
-    own = ctx.profile.format
+    own = ctx.format
     sample = {scale_key(BASE): report.measurements[f"base.{own}"], key: report.measurements[f"result.{own}"]}
     record(ctx, sample, {key: (scale, files[f"result.{own}"].stat().st_size)})
     ctx.run.journal.append("measured", key, scale=scale.as_tuple(), report=report.to_dict())

@@ -10,25 +10,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from device_profiles.profile import DeviceProfile, load_profile
+from device_profiles.profile import DeviceProfile
 from mobileprune.data import ImageData, load_data
+from mobileprune.engine import Engine, LocalEngine
 from mobileprune.errors import MobilepruneError
+from mobileprune.given import images_of
 from mobileprune.models import ModelSource
 from mobileprune.progress import Display
 from mobileprune.pruning.anatomy import Anatomy
 from mobileprune.pruning.blocks import Ranking
+from mobileprune.request import timed_format
 from mobileprune.run import Run
 from mobileprune.stages import weights
+from mobileprune.stages.records import profile_of
 from mobileprune.training.batches import View
-from mobileprune.training.finetune import Schedule
+from mobileprune.training.schedule import AUTO, Schedule
+from mobileprune.training.speed import PLAIN, Setting
+
+_RATES = {"base": "learning_rate", "probe": "finetune_learning_rate", "result": "finetune_learning_rate"}
+# What run.toml says under [training] in the words of Schedule.
+_RECIPE = (
+    "batch_size", "optimizer", "shape", "warm_up", "momentum", "weight_decay", "label_smoothing", "mixup", "cutmix",
+    "ema", "distillation", "temperature",
+)  # fmt: skip
 
 
 class Context:
     """A run, where to report to, and the model, data and device that the run's question names."""
 
-    def __init__(self, run: Run, display: Display) -> None:
+    def __init__(self, run: Run, display: Display, engine: Engine | None = None) -> None:
         self.run = run
         self.display = display
+        self.engine: Engine = engine or LocalEngine()
 
     @property
     def asked(self) -> Mapping[str, Any]:
@@ -50,19 +63,40 @@ class Context:
 
     @cached_property
     def profile(self) -> DeviceProfile:
-        return load_profile(self.asked["device"])
+        return profile_of(self.run)
+
+    @property
+    def precision(self) -> str:
+        """Of the exported files, and of those that are timed."""
+        return str(self.asked.get("precision", "float32"))
+
+    @property
+    def format(self) -> str:
+        """The format whose latency the budgets are about: the profile's, where it has the run's precision."""
+        return timed_format(self.profile, self.precision)
 
     @property
     def timing_format(self) -> str:
         """The format of throw-away files; a profile without a device reads any, and ONNX is written fastest."""
-        return "onnx" if self.profile.kind == "predicted" else self.profile.format
+        return "onnx" if self.profile.kind == "predicted" else self.format
 
     @cached_property
     def data(self) -> ImageData:
         """The images; MobilepruneError when they are no longer those that the run began with."""
         asked = self.asked["data"]
-        data = load_data(asked["spec"], asked.get("image_size"), self.seed)
+        root = asked.get("root")
+        data = images_of(asked["spec"]) or load_data(
+            asked["spec"],
+            asked.get("image_size"),
+            self.seed,
+            labels=asked.get("labels"),
+            root=Path(root) if root else None,
+            download=bool(asked.get("download")),
+        )
         fingerprint = data.fingerprint()
+        if self.run.journal.get("data", "fingerprint") is None:
+            for note in data.notes:
+                self.display.say(note, style="yellow")
         seen = self.run.once(
             "data",
             "fingerprint",
@@ -109,7 +143,8 @@ class Context:
 
     @cached_property
     def anatomy(self) -> Anatomy:
-        return Anatomy.of(self.base, self.example[:1], channel_step=self.profile.channel_step)
+        steps = self.profile.channel_steps or self.profile.channel_step
+        return Anatomy.of(self.base, self.example[:1], channel_step=steps)
 
     @property
     def ranking(self) -> Ranking:
@@ -120,16 +155,30 @@ class Context:
         return dict(entry["loss_increase"])
 
     def schedule(self, what: str) -> Schedule:
-        """The training schedule of ``base``, ``probe`` or ``result``."""
+        """The training schedule of ``base``, ``probe`` or ``result``: one recipe, but for epochs, rate and teacher."""
         training = self.asked["training"]
-        rate = training["learning_rate" if what == "base" else "finetune_learning_rate"]
+        rate = training[_RATES[what]]
+        if rate == AUTO:
+            found = self.run.journal.get("training", _RATES[what])
+            rate = found["rate"] if found else 0.0  # not looked for yet
+        setting = self.setting
+        recipe = {name: training[name] for name in _RECIPE if name in training}
         return Schedule(
             epochs=training[f"{what}_epochs"],
             learning_rate=rate,
-            batch_size=training["batch_size"],
-            distillation=0.0 if what == "base" else training["distillation"],
-            bfloat16=training["bfloat16"],
+            **{**recipe, **({"distillation": 0.0} if what == "base" else {})},
+            bfloat16=setting.bfloat16,
+            channels_last=setting.channels_last,
         )
+
+    @property
+    def setting(self) -> Setting:
+        """Arithmetic and memory layout: as asked, else as measured when the run began."""
+        training = self.asked["training"]
+        if (precision := training.get("precision", AUTO)) != AUTO:
+            return Setting(precision == "bfloat16", channels_last=True)
+        found = self.run.journal.get("training", "setting")
+        return Setting(bool(found["bfloat16"]), bool(found["channels_last"])) if found else PLAIN
 
     def folder(self, *parts: str) -> Path:
         return self.run.folder(*parts)

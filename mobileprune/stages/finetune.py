@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from mobileprune.engine import Job
 from mobileprune.stages import weights
 from mobileprune.stages.context import Context
 from mobileprune.stages.prune import restore
 from mobileprune.stages.records import require, scale_key
 from mobileprune.stages.solve import chosen_scale
-from mobileprune.stages.train import describe, scores, train
+from mobileprune.stages.train import choose_rate, describe, scores, train
 
 
 def finetune(ctx: Context) -> None:
@@ -18,10 +19,17 @@ def finetune(ctx: Context) -> None:
         return
     require(ctx.run, "pruned", key, "prune")
     ctx.display.stage("finetune", f"{scale}, {ctx.schedule('result').epochs} epochs, distilled from the base")
-    folder = ctx.folder("results", key)
+    choose_rate(ctx, lambda: restore(ctx, ctx.folder("results", key), "pruned"))
+    ctx.engine.submit(ctx, Job("finetuned", f"finetune {key}", scale))
+    _, entry = ctx.engine.wait(ctx)
+    ctx.display.say(f"accuracy {describe(entry)}")
+
+
+def finetune_one(ctx: Context, job: Job) -> dict[str, object]:
+    """Fine-tune one pruned network in the run folder of ``ctx``; what the journal is to hold of it."""
+    folder = ctx.folder("results", scale_key(job.scale))
     network = restore(ctx, folder, "pruned")
     view = ctx.view_at(network.size)
-    train(ctx, network.model, view, "result", f"finetune {key}", distill=True)
+    train(ctx, network.model, view, "result", job.name, distill=True)
     weights.store(network.model, folder / "weights.safetensors")
-    entry = ctx.run.journal.append("finetuned", key, scale=scale.as_tuple(), **scores(ctx, network.model, view))
-    ctx.display.say(f"accuracy {describe(entry)}")
+    return {"scale": job.scale.as_tuple(), **scores(ctx, network.model, view)}

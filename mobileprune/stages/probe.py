@@ -2,39 +2,58 @@
 
 from __future__ import annotations
 
+from mobileprune.engine import Job
 from mobileprune.scale import Scale
 from mobileprune.search.probes import parent_of
 from mobileprune.stages.context import Context
 from mobileprune.stages.prune import cut, finished_probes, store
 from mobileprune.stages.records import scale_key
-from mobileprune.stages.solve import check_reachable, current_budgets, plan_probe
-from mobileprune.stages.train import describe, scores, train
+from mobileprune.stages.solve import check_reachable, current_budgets, plan_probes
+from mobileprune.stages.train import choose_rate, describe, scores, train
 
 
 def probe(ctx: Context) -> None:
-    """Probe scales one after the other until the plan wants no more; each is in the journal when it is done.
+    """Probe scales until the plan wants no more; each is in the journal when it is done.
 
-    Raises UsageError, before anything is trained, where no scale can keep the budgets.
+    Those that do not need one another's weights are handed to the engine together. Raises UsageError, before anything
+    is trained, where no scale can keep the budgets.
     """
     budgets = current_budgets(ctx.run)
     check_reachable(ctx.run, budgets)
     limit = int(ctx.asked["probes"])
     announced = False
-    while (scale := plan_probe(ctx.run, budgets, limit)) is not None:
+    while planned := plan_probes(ctx.run, budgets, limit):
         if not announced:
             ctx.display.stage("probe", f"accuracy of up to {limit} scales, {ctx.schedule('probe').epochs} epochs each")
             announced = True
-        _probe_one(ctx, scale)
+        choose_rate(ctx, lambda: cut(ctx, planned[0], parent_of(planned[0], [])))
+        _probe_all(ctx, planned)
 
 
-def _probe_one(ctx: Context, scale: Scale) -> None:
-    number = len(ctx.run.journal.all("probe")) + 1
-    parent = parent_of(scale, finished_probes(ctx))
-    network = cut(ctx, scale, parent)
+def _probe_all(ctx: Context, planned: list[Scale]) -> None:
+    """Give each scale to the engine once its parent is done; the parent is the nearest ancestor planned before it."""
+    earlier = finished_probes(ctx)
+    waiting: list[Job] = []
+    for i, scale in enumerate(planned):
+        parent = parent_of(scale, [*earlier, *planned[:i]])
+        waiting.append(Job("probe", f"probe at {scale}", scale, parent))
+    while waiting or ctx.engine.pending:
+        done = set(finished_probes(ctx))
+        ready = [job for job in waiting if job.parent in done]
+        waiting = [job for job in waiting if job.parent not in done]
+        for job in ready:
+            ctx.engine.submit(ctx, job)
+        _, entry = ctx.engine.wait(ctx)
+        ctx.display.say(f"{'':4}{Scale(*entry['scale'])}: {describe(entry)}")
+
+
+def probe_one(ctx: Context, job: Job) -> dict[str, object]:
+    """Prune and fine-tune one scale in the run folder of ``ctx``; what the journal is to hold of it."""
+    assert job.parent is not None
+    network = cut(ctx, job.scale, job.parent)
     view = ctx.view_at(network.size)
-    train(ctx, network.model, view, "probe", f"probe {number} at {scale}", distill=True)
-    store(network, ctx.folder("probes", scale_key(scale)), "weights")
+    train(ctx, network.model, view, "probe", job.name, distill=True)
+    store(network, ctx.folder("probes", scale_key(job.scale)), "weights")
     # Probes are for choosing: the test split is left alone.
     found = scores(ctx, network.model, view, test=False)
-    entry = ctx.run.journal.append("probe", scale_key(scale), scale=scale.as_tuple(), parent=parent.as_tuple(), **found)
-    ctx.display.say(f"{'':4}{scale}: {describe(entry)}")
+    return {"scale": job.scale.as_tuple(), "parent": job.parent.as_tuple(), **found}

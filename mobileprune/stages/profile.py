@@ -15,6 +15,7 @@ from device_profiles.benchmark import Measurement, Report, benchmark
 from device_profiles.devices import open_device
 from exporters import verify
 from mobileprune.errors import UsageError
+from mobileprune.progress import waiting_gate
 from mobileprune.pruning.prune import prune
 from mobileprune.run import write_json
 from mobileprune.scale import BASE, Scale
@@ -115,7 +116,9 @@ def export_for_timing(ctx: Context, model: nn.Module, size: int, path: Path) -> 
     It is written the fast way, and the careful way where that computes something else.
     """
     spec = exporters.InputSpec(3, size, size, ctx.view.mean, ctx.view.std)
-    exporters.export(model, spec, path, format=ctx.timing_format, simplify=False)
+    exporters.export_draft(model, spec, path, format=ctx.timing_format, precision=ctx.precision)
+    if ctx.precision != "float32":  # an integer file of untrained weights computes nothing that could be compared
+        return
     image = np.random.default_rng(ctx.seed).normal(size=spec.shape()).astype(np.float32)
     if not verify.parity(path, model, image).passes(_DRAFT_TOLERANCE):
         exporters.export(model, spec, path, format=ctx.timing_format)
@@ -124,19 +127,20 @@ def export_for_timing(ctx: Context, model: nn.Module, size: int, path: Path) -> 
 def measure(ctx: Context, files: Mapping[str, Path]) -> Report:
     """Time the files on the run's device, interleaved."""
     device = open_device(ctx.profile)
-    with ctx.display.work(
-        "measuring",
-        f"{'predicting' if ctx.profile.kind == 'predicted' else 'measuring'} {len(files)} files on {ctx.profile.name}",
-        1,
-    ) as advance:
-        report = benchmark(
-            device,
-            files,
-            rounds=ctx.asked["measuring"]["rounds"],
-            min_seconds=ctx.asked["measuring"]["round_seconds"],
-            seed=ctx.seed,
-            progress=lambda done, total: advance(done / total),
-        )
+    verb = "predicting" if ctx.profile.kind == "predicted" else "measuring"
+    try:
+        with ctx.display.work("measuring", f"{verb} {len(files)} files on {ctx.profile.name}", 1) as advance:
+            report = benchmark(
+                device,
+                files,
+                rounds=ctx.asked["measuring"]["rounds"],
+                min_seconds=ctx.asked["measuring"]["round_seconds"],
+                seed=ctx.seed,
+                gate=waiting_gate(ctx.display),
+                progress=lambda done, total: advance(done / total),
+            )
+    finally:
+        device.clean_up()
     for warning in report.warnings:
         ctx.display.say(warning, style="yellow")
     return report

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from mobileprune.pruning.norms import reestimate_norms
 from mobileprune.pruning.prune import prune as prune_model
 from mobileprune.pruning.recipe import Recipe, rebuild
 from mobileprune.run import write_text
@@ -16,6 +17,8 @@ from mobileprune.stages import weights
 from mobileprune.stages.context import Context
 from mobileprune.stages.records import read_costs, scale_key, scale_of
 from mobileprune.stages.solve import chosen_scale
+
+_NORM_IMAGES, _NORM_BATCH = 512, 64
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,16 @@ def cut(ctx: Context, scale: Scale, parent: Scale) -> Network:
     pruned = prune_model(
         start.model, scale, ctx.example[:1], anatomy=ctx.anatomy, ranking=ctx.ranking, recipe=start.recipe
     )
+    _reestimate_norms(ctx, pruned.model, pruned.input_size[0])
     return Network(pruned.model, pruned.recipe, pruned.input_size[0])
+
+
+def _reestimate_norms(ctx: Context, model: nn.Module, size: int) -> None:
+    """Fit the batch-norm statistics to what the pruned network sees; training starts from there."""
+    images, view = ctx.data.train.sample(_NORM_IMAGES, ctx.seed).images, ctx.view_at(size)
+    batches = [batch for batch in images.split(_NORM_BATCH) if len(batch) > 1]
+    if batches:
+        reestimate_norms(model, map(view, batches))
 
 
 def store(network: Network, folder: Path, name: str) -> None:

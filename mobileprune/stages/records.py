@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from device_profiles.profile import DeviceProfile, from_table, load_profile
 from mobileprune.errors import MobilepruneError
 from mobileprune.run import Entry, Run
 from mobileprune.scale import Lattice, Scale
@@ -88,6 +89,12 @@ def read_costs(run: Run) -> Costs:
     return Costs.read(run.path / "profile" / "lattice.json")
 
 
+def profile_of(run: Run) -> DeviceProfile:
+    """What is known of the run's device, as it was when the run began."""
+    table = run.asked.get("device_profile")
+    return from_table(table) if table else load_profile(run.asked["device"])
+
+
 def require(run: Run, kind: str, key: str, stage: str) -> None:
     """Raise MobilepruneError naming the command to run first where the journal lacks what ``stage`` leaves."""
     if run.journal.get(kind, key) is None:
@@ -115,7 +122,7 @@ def latency_samples(run: Run) -> list[LatencySample]:
         found, base = entry["measurement"], entry["base_ms"]
         # A 95 % interval is about four standard errors wide. A prediction repeats itself exactly: its error is a
         # common one of the profile, which is kept off the budget as a margin.
-        std = (found["high_ms"] - found["low_ms"]) / 4 / base if found["origin"] == "measured" else 0.0
+        std = (found["high_ms"] - found["low_ms"]) / 4 / base if found["origin"] != "predicted" else 0.0
         samples.append(LatencySample(scale_of(entry), found["latency_ms"] / base, std, entry["size_bytes"]))
     if not samples:
         raise MobilepruneError(f"{run.path} has no profile yet; run `mobileprune profile {run.path}` first")

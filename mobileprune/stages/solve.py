@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from device_profiles.profile import load_profile
 from mobileprune.budget import Budget, budgets_key, parse_budgets, shown
 from mobileprune.errors import MobilepruneError, UsageError
 from mobileprune.run import Run
@@ -16,12 +15,21 @@ from mobileprune.scale import BASE, Lattice, Scale
 from mobileprune.search.accuracy import AccuracySurrogate, fit_accuracy
 from mobileprune.search.latency import LatencySurrogate, fit_latency
 from mobileprune.search.probes import initial_probes, next_probe
-from mobileprune.search.solver import Constraint, Solution, counted_constraint, latency_constraint
+from mobileprune.search.solver import Constraint, Predict, Solution, counted_constraint, latency_constraint, survey
 from mobileprune.search.solver import solve as solve_problem
-from mobileprune.stages.records import Costs, base_latency_ms, latency_samples, read_costs, scale_key, scale_of
+from mobileprune.stages.records import (
+    Costs,
+    base_latency_ms,
+    latency_samples,
+    profile_of,
+    read_costs,
+    scale_key,
+    scale_of,
+)
 
 _INITIAL_PROBES = 6
 _PREDICTED_MARGIN = 0.1  # share of a latency budget that is left free where no device can be measured
+_WORTH_MEASURING = 0.2  # the probability of keeping the budgets from which a better scale is worth a few seconds
 _MEGA = 1e6
 
 
@@ -80,7 +88,8 @@ class Problem:
     def accuracy(self) -> AccuracySurrogate:
         """Validation accuracy as a fraction, from the base and the probes, each with its binomial error."""
         found = [(BASE, self.run.journal.get("base", "score"))]
-        found += [(scale_of(e), e) for e in self.run.journal.all("probe") if scale_of(e) != BASE]
+        done = sorted(self.run.journal.all("probe"), key=lambda e: str(e["key"]))  # on a cluster they end in any order
+        found += [(scale_of(e), e) for e in done if scale_of(e) != BASE]
         scored = [(scale, entry["validation"]) for scale, entry in found if entry is not None]
         if len(scored) < 2:
             raise MobilepruneError(f"{self.run.path} has no probes yet; run `mobileprune probe {self.run.path}` first")
@@ -95,15 +104,26 @@ class Problem:
     def _constraint(self, budget: Budget) -> Constraint:
         limit = self.limit(budget)
         if budget.quantity == "latency":
-            return latency_constraint("latency", limit, self.latency, self.costs.features)
+            fitted = latency_constraint("latency", limit, self.latency, self.costs.features)
+            return replace(fitted, predict=self._with_measured(fitted.predict))
         if budget.quantity == "size":
-            grows, fixed = self._size_by_params
-            return counted_constraint(
-                "size", limit / _MEGA, "MB", lambda s: (fixed + grows * self.costs[s]["params"]) / _MEGA
-            )
+            return counted_constraint("size", limit / _MEGA, "MB", lambda s: self.size_bytes(s) / _MEGA)
         name = budget.quantity
         unit = {"macs": "MMACs", "params": "MParams", "memory": "MB"}[name]
         return counted_constraint(name, limit / _MEGA, unit, lambda s: self.costs[s][name] / _MEGA)
+
+    def _with_measured(self, predict: Predict) -> Predict:
+        """``predict``, but a scale that was measured takes what was measured, with the error of the measurement."""
+        known = {s.scale: (s.share * self.base_ms, s.std * self.base_ms) for s in latency_samples(self.run)}
+
+        def told(scales: Sequence[Scale]) -> tuple[np.ndarray, np.ndarray]:
+            mean, std = predict(scales)
+            for i, scale in enumerate(scales):
+                if scale in known:
+                    mean[i], std[i] = known[scale]
+            return mean, std
+
+        return told
 
     @staticmethod
     def share(constraint: Constraint) -> float:
@@ -113,7 +133,7 @@ class Problem:
     @cached_property
     def predicted(self) -> bool:
         """Whether latencies come from a profile and not from a device."""
-        return load_profile(self.run.asked["device"]).kind == "predicted"
+        return profile_of(self.run).kind == "predicted"
 
     def limit(self, budget: Budget) -> float:
         """What the solver may use of the budget, in ms, MACs, parameters or bytes: less a margin where predicted."""
@@ -127,6 +147,11 @@ class Problem:
         params = [self.costs[s.scale]["params"] for s in samples]
         grows, fixed = np.polyfit(params, [s.size_bytes for s in samples], 1)
         return float(grows), float(fixed)
+
+    def size_bytes(self, scale: Scale) -> float:
+        """What a file of ``scale`` takes, estimated from the files that were exported for timing."""
+        grows, fixed = self._size_by_params
+        return fixed + grows * float(self.costs[scale]["params"])
 
     def value(self, budget: Budget, scale: Scale) -> float:
         """What ``scale`` takes of the budget's quantity, in its base unit: measured where it was, else predicted."""
@@ -156,21 +181,46 @@ class Problem:
 
 
 def solve_run(
-    run: Run, budgets: Sequence[Budget], confidence: float | None = None, surrogate: str = "auto"
+    run: Run,
+    budgets: Sequence[Budget],
+    confidence: float | None = None,
+    surrogate: str = "auto",
+    among: Collection[Scale] | None = None,
 ) -> Solution:
     """The scale of largest predicted accuracy that keeps ``budgets``; scales measured to miss them are out.
 
     confidence: the probability, by the prediction, that the budgets are kept; by default what the run was asked.
-    surrogate: the form of the accuracy. Raises UsageError where no scale can, naming the smallest reachable, and where
-    the base already keeps them.
+    surrogate: the form of the accuracy. among: the scales to choose from, by default all. Raises UsageError where no
+    scale can, naming the smallest reachable, and where the base already keeps them.
     """
     problem = Problem(run, tuple(budgets), surrogate)
-    candidates = [s for s in problem.costs.candidates if not problem.missed(s)]
+    candidates = [s for s in problem.costs.candidates if not problem.missed(s) and (among is None or s in among)]
     confidence = confidence or float(run.asked["confidence"])
     solution = solve_problem(problem.accuracy, problem.constraints, candidates, confidence=confidence)
     if solution.base_suffices:
         raise UsageError(_nothing_to_do(problem))
     return solution
+
+
+def worth_measuring(run: Run, budgets: Sequence[Budget], count: int) -> list[Scale]:
+    """At most ``count`` scales that may keep ``budgets`` and were not measured yet, the most accurate first.
+
+    None that a measured scale which keeps them is as accurate as, by prediction. Measuring takes seconds and training
+    minutes, so a scale that the fitted latency is unsure of is not given up unmeasured.
+    """
+    problem = Problem(run, tuple(budgets))
+    field = survey(
+        problem.accuracy, problem.constraints, [s for s in problem.costs.candidates if not problem.missed(s)]
+    )
+    found: list[Scale] = []
+    for i in field.ranking():
+        scale = field.scales[i]
+        if run.journal.get("latency", scale_key(scale)) is not None:
+            if field.joint[i] >= float(run.asked["confidence"]):
+                break
+        elif field.joint[i] >= _WORTH_MEASURING:
+            found.append(scale)
+    return found[:count]
 
 
 def _nothing_to_do(problem: Problem) -> str:
@@ -198,12 +248,15 @@ class _Indifferent:
         return np.zeros(len(x))
 
 
-def plan_probe(run: Run, budgets: Sequence[Budget], limit: int) -> Scale | None:
-    """The scale to probe next; None when the plan is done. Follows from the journal alone, so a resumed run agrees."""
+def plan_probes(run: Run, budgets: Sequence[Budget], limit: int) -> list[Scale]:
+    """The scales to probe next; none when the plan is done. Follows from the journal alone, so a resumed run agrees.
+
+    All that the design still wants, ancestors first, in whatever order they are then done; after that one at a time.
+    """
     problem = Problem(run, tuple(budgets))
     done = [scale_of(e) for e in run.journal.all("probe")]
     if len(done) >= limit:
-        return None
+        return []
     tightest = min(problem.constraints, key=problem.share)
     first = initial_probes(
         _box(problem.costs.candidates),
@@ -213,10 +266,11 @@ def plan_probe(run: Run, budgets: Sequence[Budget], limit: int) -> Scale | None:
     )
     waiting = [scale for scale in first if scale not in done]
     if waiting:
-        return waiting[0]
-    return next_probe(
+        return waiting[: limit - len(done)]
+    following = next_probe(
         problem.accuracy, problem.constraints, problem.costs.candidates, done, float(run.asked["confidence"])
     )
+    return [] if following is None else [following]
 
 
 def _rivals(errors: Sequence[tuple[str, str]]) -> list[str]:
@@ -243,7 +297,8 @@ def describe_solution(run: Run, solution: Solution, budgets: Sequence[Budget]) -
     for kept in solution.constraints.values():
         v = kept.value
         error = f", 80 % interval {v.low:.3g} to {v.high:.3g}" if v.high > v.low else ""
-        origin = "predicted" if v.high > v.low else "counted"
+        timed = kept.name == "latency" and run.journal.get("latency", scale_key(solution.scale))
+        origin = timed["measurement"]["origin"] if timed else "predicted" if v.high > v.low else "counted"
         lines.append(f"{kept.name:<10} {v.mean:.3g} {kept.unit} {origin}{error}; limit {kept.limit:.3g}")
     accuracy, latency = problem.accuracy, problem.latency
     lines.append(f"surrogates accuracy by {accuracy.name}, left-out error {100 * accuracy.cv_error:.2f} points")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -43,8 +44,15 @@ def summarise(run: Run) -> Summary:
         "notes": [entry["key"] for entry in run.journal.all("note")],
         "recipe": str(run.path / "results" / key / "recipe.json"),
         "weights": str(run.path / "results" / key / "weights.safetensors"),
+        "android": _android(run, key),
         "report": str(run.path / "report.html"),
     }
+
+
+def _android(run: Run, key: str) -> str | None:
+    """The folder for an app's assets, where one was written."""
+    folder = run.path / "results" / key / "artifacts" / "android"
+    return str(folder) if folder.is_dir() else None
 
 
 def _budgets(run: Run, scale: Scale) -> list[dict[str, Any]]:
@@ -80,13 +88,18 @@ def _side(run: Run, scale: Scale, owner: str, score: Entry, report: Mapping[str,
     for entry in run.journal.all("artifact"):
         if entry["key"].rpartition(".")[0] != owner:
             continue
-        name = entry["artifact"]["format"]
+        artifact, kind = entry["artifact"], entry["key"].rpartition(".")[2]
+        name = kind if artifact["precision"] == "float32" else f"{artifact['format']} {artifact['precision']}"
         files[name] = {
             "path": str(run.path / entry["path"]),
-            "size_bytes": entry["artifact"]["size_bytes"],
+            "format": artifact["format"],
+            "precision": artifact["precision"],
+            "input": artifact["input"],
+            "classes": artifact["output_classes"],
+            "size_bytes": artifact["size_bytes"],
             "accuracy": entry["accuracy"],
             "parity_max_abs": entry["parity"]["max_abs"],
-            "latency": report["measurements"].get(f"{'base' if owner == 'base' else 'result'}.{name}"),
+            "latency": report["measurements"].get(f"{'base' if owner == 'base' else 'result'}.{kind}"),
         }
     return {
         "accuracy": {"validation": score["validation"], "test": score["test"]},
@@ -100,7 +113,8 @@ def _side(run: Run, scale: Scale, owner: str, score: Entry, report: Mapping[str,
 def tables(summary: Summary) -> list[RenderableType]:
     """The end of a run for people: one table and where the files are."""
     base, result = summary["base"], summary["result"]
-    table = Table(title=Text(_title(summary)), title_justify="left", header_style="bold")
+    style = "bold green" if all(b["kept"] for b in summary["budgets"]) else "bold red"
+    table = Table(title=Text(_title(summary), style=style), title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     for heading in ("", "base", "result", ""):
         table.add_column(heading, justify="left" if not heading else "right")
     for split in ("test", "validation"):
@@ -145,9 +159,14 @@ def _after(summary: Summary) -> list[Text]:
         lines.append(Text("The data has no test split: this accuracy is of the split that choices were made on."))
     lines += [Text(text, style="yellow") for text in (*summary["warnings"], *summary["notes"])]
     files = [file["path"] for file in summary["result"]["files"].values()]
-    lines += [Text(f"  {path}") for path in (*files, summary["weights"], summary["report"])]
-    lines.append(Text(f'load it: mobileprune.load("{summary["run"]}")'))
+    # Names that are copied are never broken.
+    lines += [_unbroken(f"  {path}") for path in (*files, summary["weights"], summary["report"])]
+    lines.append(_unbroken(f'load it: mobileprune.load("{summary["run"]}")'))
     return lines
+
+
+def _unbroken(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow="ignore")
 
 
 def _score(score: Mapping[str, Any]) -> str:

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from mobileprune.data import ImageData
 from mobileprune.models import check_outputs, load_checkpoint
+from mobileprune.progress import Pace
 from mobileprune.pruning.blocks import rank_blocks
+from mobileprune.pruning.norms import reestimate_norms
 from mobileprune.stages import weights
 from mobileprune.stages.context import Context
+from mobileprune.stages.curves import EpochLosses
 from mobileprune.training.batches import View
 from mobileprune.training.evaluate import evaluate
 from mobileprune.training.finetune import Progress, Teacher, fit
+from mobileprune.training.memory import parts
+from mobileprune.training.rates import find_rate
+from mobileprune.training.schedule import AUTO
+from mobileprune.training.speed import fastest_setting
 
+if TYPE_CHECKING:
+    from mobileprune.stages.prune import Network
+
+FINETUNE_RATE = "finetune_learning_rate"
 _RANKING_IMAGES = 512
+_NORM_BATCH = 128
+_TRIAL_IMAGES = 16
 
 
 def train_base(ctx: Context) -> None:
@@ -30,7 +45,9 @@ def train_base(ctx: Context) -> None:
         check_outputs(model, ctx.example, len(ctx.data.classes), ctx.source.spec)
         epochs = ctx.schedule("base").epochs
         ctx.display.stage("base", f"{ctx.source.name} on {ctx.data.name}: " + _base_words(ctx, epochs))
+        _measure_setting(ctx, model)
         if epochs:
+            _choose_rate(ctx, "learning_rate", "base", model, ctx.view, None)
             train(ctx, model, ctx.view, "base", "base")
         weights.store(model, ctx.folder("base") / "weights.safetensors")
         ctx.run.journal.append("base", "score", **scores(ctx, model, ctx.view))
@@ -52,28 +69,99 @@ def train(
     schedule = ctx.schedule(what)
     if epochs:
         schedule = replace(schedule, epochs=epochs)
-    teacher = None
-    if distill:
-        teacher = Teacher(copy.deepcopy(ctx.base).to(ctx.device).eval(), ctx.view)
+    teacher = _teacher(ctx) if distill else None
     model.to(ctx.device)
-    with ctx.display.work(
-        "training", f"{name}, {schedule.epochs} epochs", schedule.epochs * len(ctx.data.train)
-    ) as advance:
+    data = training_data(ctx, what)
+    total, left = schedule.epochs * len(data.train), images_left(ctx)
+    record, pace = EpochLosses(ctx.run.journal, name), Pace()
+    best = best_probe(ctx)
+    with ctx.display.work("training", f"{name}, {schedule.epochs} epochs", total) as advance:
 
         def progress(p: Progress) -> None:
-            advance(p.seen, f"epoch {p.epoch + 1}/{schedule.epochs}, loss {p.loss:.3f}")
+            record(p)
+            advance(p.seen, f"epoch {p.epoch + 1}/{schedule.epochs}, loss {p.loss:.3f}, {pace(p.seen, left)}{best}")
 
         fit(
             model,
-            ctx.data,
+            data,
             view,
             schedule,
             seed=ctx.seed,
             teacher=teacher,
             progress=progress,
+            say=lambda text: ctx.display.say(text, style="yellow"),
             checkpoint=ctx.folder("training") / f"{name.replace(' ', '-')}.pt",
         )
+    _reestimate(ctx, model, view)
     model.cpu()
+
+
+def _teacher(ctx: Context) -> Teacher:
+    """The base, which the pruned networks learn from."""
+    return Teacher(copy.deepcopy(ctx.base).to(ctx.device).eval(), ctx.view)
+
+
+def _reestimate(ctx: Context, model: nn.Module, view: View) -> None:
+    """Norm statistics over training images as they are: those of training are of augmented ones and lag behind."""
+    if count := int(ctx.asked["training"].get("norm_images", 0)):
+        few = ctx.data.train.sample(count, ctx.seed)
+        batches = (view(part.to(ctx.device)) for part in parts(few.images, _NORM_BATCH))
+        reestimate_norms(model, batches)
+
+
+def training_data(ctx: Context, what: str) -> ImageData:
+    """What to train on: all of it, or for probes the same share of it for every one, where that was asked."""
+    count = int(ctx.asked["training"].get("probe_images", 0))
+    if what != "probe" or not 0 < count < len(ctx.data.train):
+        return ctx.data
+    return replace(ctx.data, train=ctx.data.train.sample(count, ctx.seed))
+
+
+def images_left(ctx: Context) -> int:
+    """Images that the whole journey still has to train on, over all epochs, by the journal and the plan."""
+    every = len(ctx.data.train)
+    of_a_probe = min(int(ctx.asked["training"].get("probe_images", 0)) or every, every)
+    probes = max(int(ctx.asked["probes"]) - len(ctx.run.journal.all("probe")), 0)
+    epochs = ctx.schedule("result").epochs
+    if ctx.run.journal.get("base", "score") is None:
+        epochs += ctx.schedule("base").epochs
+    return epochs * every + probes * ctx.schedule("probe").epochs * of_a_probe
+
+
+def best_probe(ctx: Context) -> str:
+    """The most accurate probe so far, in words for the end of a line."""
+    found = [e["validation"]["accuracy"] for e in ctx.run.journal.all("probe")]
+    return f", best probe {100 * max(found):.1f} %" if found else ""
+
+
+def _measure_setting(ctx: Context, model: nn.Module) -> None:
+    """Find out once how this machine computes fastest; the whole run keeps to it."""
+    measured = ctx.run.journal.get("training", "setting") is not None
+    if measured or ctx.asked["training"].get("precision", AUTO) != AUTO:
+        return
+    model.to(ctx.device)
+    few = ctx.data.train.sample(_TRIAL_IMAGES)
+    chosen, seconds = fastest_setting(model, ctx.view(few.images.to(ctx.device)), few.labels.to(ctx.device))
+    model.cpu()
+    ctx.run.journal.append("training", "setting", **asdict(chosen), seconds=seconds)
+    ctx.display.say(f"training in {ctx.setting}")
+
+
+def choose_rate(ctx: Context, network: Callable[[], Network]) -> None:
+    """Where the fine-tuning rate is to be measured: measure it once on ``network``, for all probes and results."""
+    if ctx.asked["training"]["finetune_learning_rate"] == AUTO and not ctx.run.journal.get("training", FINETUNE_RATE):
+        found = network()
+        _choose_rate(ctx, FINETUNE_RATE, "probe", found.model, ctx.view_at(found.size), _teacher(ctx))
+
+
+def _choose_rate(ctx: Context, key: str, what: str, model: nn.Module, view: View, teacher: Teacher | None) -> None:
+    if ctx.asked["training"][key] != AUTO or ctx.run.journal.get("training", key) is not None:
+        return
+    model.to(ctx.device)
+    found = find_rate(model, ctx.data, view, ctx.schedule(what), seed=ctx.seed, teacher=teacher)
+    model.cpu()
+    ctx.run.journal.append("training", key, **asdict(found))
+    ctx.display.say(f"{key.replace('_', ' ')} {found.rate:g}, by a range test of {len(found.rates)} steps")
 
 
 def scores(ctx: Context, model: nn.Module, view: View, *, test: bool = True) -> dict[str, Any]:

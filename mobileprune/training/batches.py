@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mobileprune.data import Split, resize
 
+_RESIDENT_SHARE = 0.25
 _PAD_SHARE = 8  # crops are shifted by up to 1/8 of the side, as 4 px are for CIFAR's 32 px
 
 
@@ -45,9 +46,16 @@ def augment(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor
     return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+def resident(split: Split, device: torch.device) -> Split:
+    """The split on a GPU for good where that takes little of its memory: batches are then never copied there."""
+    if device.type != "cuda" or split.images.numel() > _RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return split
+    return Split(split.images.to(device), split.labels.to(device))
+
+
 def shuffled(split: Split, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch in random order. A last batch of a single image is left out: batch norm cannot train on one."""
     order = torch.randperm(len(split), generator=generator)
-    for chosen in order.split(batch_size):
+    for chosen in order.to(split.images.device).split(batch_size):
         if len(chosen) > 1:
             yield split.images[chosen], split.labels[chosen]

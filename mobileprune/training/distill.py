@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-TEMPERATURE = 3.0
 
-
-def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 3.0) -> Tensor:
     """T^2 * KL(teacher || student) of logits (N, classes) softened by T, mean over the batch."""
     soft_student = F.log_softmax(student / temperature, dim=1)
     soft_teacher = F.log_softmax(teacher / temperature, dim=1)

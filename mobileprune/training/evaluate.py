@@ -11,6 +11,7 @@ from torch import nn
 
 from mobileprune.data import Split
 from mobileprune.training.batches import View
+from mobileprune.training.memory import out_of_memory, release
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,27 @@ class Score:
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, split: Split, view: View, *, batch_size: int = 256) -> Score:
-    """Score ``model`` in eval mode on ``split``, in float32. Its mode is left as found."""
+    """Score ``model`` in eval mode on ``split``, in float32. Its mode is left as found.
+
+    Batches that do not fit into memory are halved."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     count = len(split)
     correct, loss = 0, 0.0
-    for start in range(0, count, batch_size):
+    start = 0
+    while start < count:
         end = min(start + batch_size, count)
         labels = split.labels[start:end].to(device)
-        logits = model(view(split.images[start:end].to(device))).float()
+        try:
+            logits = model(view(split.images[start:end].to(device))).float()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or batch_size < 2:
+                raise
+            batch_size //= 2
+            release()
+            continue
+        start = end
         correct += int((logits.argmax(1) == labels).sum())
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
     model.train(was_training)

@@ -15,11 +15,20 @@ TINY = Path(__file__).parent / "tiny_net.py"
 QUESTION = [
     "--model", f"{TINY}:tiny", "--model-arg", "blocks=2", "--image-size", "16", "--budget", "1MMACs",
     "--base-epochs", "2", "--probe-epochs", "1", "--epochs", "1", "--probes", "5", "--profile-scales", "10",
-    "--rounds", "2", "--round-seconds", "0",
+    "--rounds", "2", "--round-seconds", "0", "--training-precision", "float32",
 ]  # fmt: skip
 
 # Two threads of a small network mostly wait for each other where other programs run, too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A phone on the desk must not change what a test means by pixel.
+os.environ["MOBILEPRUNE_ADB"] = "no-adb-in-tests"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Decoded images of tests do not belong into the cache of the person who runs them."""
+    os.environ["MOBILEPRUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from mobileprune.budget import parse_budgets
-from mobileprune.run import Run
+from mobileprune.run import Run, write_json
 from mobileprune.scale import BASE, Lattice, Scale
 from mobileprune.stages.records import Costs, base_latency_ms, latency_samples, scale_key
-from mobileprune.stages.solve import Problem
+from mobileprune.stages.solve import Problem, solve_run, worth_measuring
 
 HALF = Scale(0.5)
 
@@ -79,3 +79,58 @@ def test_costs_round_trip_and_leave_out_what_is_not_covered(tmp_path: Path) -> N
     assert costs.candidates == [Scale(0.5), Scale(1, 1, 0.5), BASE]
     assert costs[HALF]["macs"] == 500_000
     assert costs.features(BASE) == {"macs": 1.0}
+
+
+def grid_run(path: Path) -> Run:
+    """Nine scales of depth; latency and accuracy grow with it; the base, d=0.2 and d=0.6 were timed, three probed."""
+    run = Run.create(path, {"device": "host", "confidence": 0.8})
+    lattice = Lattice(tuple(round(0.1 * i, 1) for i in range(2, 11)), (1.0,), (1.0,))
+    table = {
+        scale_key(s): {"macs": 1, "params": 1, "memory": 1, "covered": True, "features": {"macs": s.depth}}
+        for s in lattice
+    }
+    (path / "profile").mkdir()
+    write_json(path / "profile" / "lattice.json", Costs(lattice, table).to_dict())
+    for depth, ms in ((1.0, 100.0), (0.2, 20.0), (0.6, 60.0)):
+        timed(run, depth, ms)
+    run.journal.append("base", "score", validation={"accuracy": 0.9, "std": 0.005})
+    for depth, accuracy in ((0.2, 0.5), (0.6, 0.8)):
+        scale = Scale(depth)
+        run.journal.append(
+            "probe", scale_key(scale), scale=scale.as_tuple(), validation={"accuracy": accuracy, "std": 0.005}
+        )
+    return run
+
+
+def timed(run: Run, depth: float, ms: float) -> None:
+    scale = Scale(depth)
+    found = measurement(ms, 0.01, "measured")
+    run.journal.append(
+        "latency", scale_key(scale), scale=scale.as_tuple(), size_bytes=1, base_ms=100.0, measurement=found
+    )
+
+
+def test_a_measured_scale_takes_what_was_measured(tmp_path: Path) -> None:
+    run = grid_run(tmp_path / "run")
+    timed(run, 0.5, 80.0)  # far above the line that the others lie on
+    mean, std = Problem(run, parse_budgets(["50%"])).constraints[0].predict([Scale(0.5), BASE])
+    assert mean == pytest.approx([80.0, 100.0])
+    assert std == pytest.approx([0.4, 0.5])
+
+
+def test_what_may_keep_the_budget_is_measured_until_a_measured_one_is_the_best(tmp_path: Path) -> None:
+    run, budgets = grid_run(tmp_path / "run"), parse_budgets(["55%"])
+    waiting = worth_measuring(run, budgets, 3)
+    assert Scale(0.5) in waiting
+    assert Scale(0.6) not in waiting  # measured, and over the budget
+    assert all(s.depth < 0.6 for s in waiting)
+    timed(run, 0.5, 51.0)
+    assert worth_measuring(run, budgets, 3) == []
+    assert solve_run(run, budgets, among={Scale(0.2), Scale(0.5)}).scale == Scale(0.5)
+
+
+def test_a_measured_miss_is_not_chosen(tmp_path: Path) -> None:
+    run, budgets = grid_run(tmp_path / "run"), parse_budgets(["55%"])
+    timed(run, 0.5, 58.0)
+    assert Scale(0.5) not in worth_measuring(run, budgets, 9)
+    assert solve_run(run, budgets, among={Scale(0.2), Scale(0.5)}).scale == Scale(0.2)

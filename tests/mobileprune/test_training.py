@@ -69,10 +69,21 @@ class _KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("killed_after", [100, 1500, 3000, 4200])
-def test_resuming_gives_the_very_same_weights(data: ImageData, tmp_path: Path, killed_after: int) -> None:
+_RECIPES = {
+    "plain": SCHEDULE,
+    "averaged and mixed": replace(SCHEDULE, ema=0.99, mixup=0.2, cutmix=1.0),
+    "adamw": replace(SCHEDULE, optimizer="adamw", learning_rate=0.002, shape="linear"),
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "killed_after"),
+    [("plain", 100), ("plain", 1500), ("plain", 4200), ("averaged and mixed", 3000), ("adamw", 3000)],
+)
+def test_resuming_gives_the_very_same_weights(data: ImageData, tmp_path: Path, recipe: str, killed_after: int) -> None:
+    schedule = _RECIPES[recipe]
     whole = net()
-    fit(whole, data, VIEW, SCHEDULE, seed=3)
+    fit(whole, data, VIEW, schedule, seed=3)
     checkpoint = tmp_path / "state.pt"
 
     def die(progress: Progress) -> None:
@@ -80,10 +91,10 @@ def test_resuming_gives_the_very_same_weights(data: ImageData, tmp_path: Path, k
             raise _KilledError
 
     with pytest.raises(_KilledError):
-        fit(net(), data, VIEW, SCHEDULE, seed=3, progress=die, checkpoint=checkpoint)
+        fit(net(), data, VIEW, schedule, seed=3, progress=die, checkpoint=checkpoint)
     seen: list[int] = []
     resumed = net()
-    fit(resumed, data, VIEW, SCHEDULE, seed=3, progress=lambda p: seen.append(p.seen), checkpoint=checkpoint)
+    fit(resumed, data, VIEW, schedule, seed=3, progress=lambda p: seen.append(p.seen), checkpoint=checkpoint)
     assert same(whole, resumed)
     assert seen[0] > (killed_after - 1) // len(data.train) * len(data.train)  # finished epochs are not done again
     assert not checkpoint.exists()

@@ -1,0 +1,62 @@
+"""A learning rate by a short range test (Smith, arXiv 1506.01186): raise it step by step and see where it breaks."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from mobileprune.data import ImageData
+from mobileprune.training.batches import View, shuffled
+from mobileprune.training.finetune import Teacher, trial_losses
+from mobileprune.training.schedule import Schedule
+
+_LOWEST, _HIGHEST = 1e-4, 1.0
+_STEPS = 80
+_SMOOTHING = 0.9  # of the loss over the steps, as a moving average
+_BROKEN = 1.25  # the loss, as a multiple of its lowest, at which a rate is too high
+_SAFETY = 4.0  # the rate chosen is this many times smaller than the one at which the loss was lowest
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """The rate found, and the smoothed loss at every rate tried."""
+
+    rate: float
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+
+
+def find_rate(
+    model: nn.Module, data: ImageData, view: View, schedule: Schedule, *, seed: int, teacher: Teacher | None = None
+) -> RangeTest:
+    """Train a copy of ``model`` for a few steps at rates from 1e-4 to 1 and choose one well below where it breaks.
+
+    Everything but the rate is as in ``schedule``; ``model`` stays as it is.
+    """
+    growth = (_HIGHEST / _LOWEST) ** (1 / (_STEPS - 1))
+    rates = [_LOWEST * growth**i for i in range(_STEPS)]
+    flat = replace(schedule, epochs=1, learning_rate=1.0, shape="constant", warm_up=0.0, ema=0.0)
+    losses: list[float] = []
+    average, lowest = 0.0, math.inf
+    batches = _endless(data, schedule.batch_size, seed)
+    for i, loss in enumerate(trial_losses(copy.deepcopy(model), data, view, flat, seed, teacher, rates, batches)):
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
+        smooth = average / (1 - _SMOOTHING ** (i + 1))
+        if not math.isfinite(smooth) or (smooth > _BROKEN * lowest and i > _STEPS // 8):
+            break
+        losses.append(smooth)
+        lowest = min(lowest, smooth)
+    at_lowest = rates[min(range(len(losses)), key=losses.__getitem__)] if losses else _LOWEST
+    rate = float(f"{max(at_lowest / _SAFETY, _LOWEST):.2g}")
+    return RangeTest(rate, tuple(rates[: len(losses)]), tuple(losses))
+
+
+def _endless(data: ImageData, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from shuffled(data.train, batch_size, generator)
