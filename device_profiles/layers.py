@@ -55,7 +55,7 @@ def _write_onnx(kind: str, channels: int, path: Path, side: int) -> None:
 def _tflite(kind: str, channels: int, side: int) -> bytes:
     """Written by the schema alone: the converters take seconds for each file."""
     try:
-        import flatbuffers  # type: ignore[import-untyped]
+        import flatbuffers
         from ai_edge_litert import schema_py_generated as schema
     except ImportError as error:
         raise DeviceError("writing .tflite files needs ai-edge-litert: pip install 'mobileprune[tflite]'") from error

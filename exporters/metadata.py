@@ -129,7 +129,7 @@ def embed(model: bytes, content: bytes, labels: bytes) -> bytes:
     """The .tflite file `model` with the metadata `content` and the label file inside; old metadata is replaced."""
     from ai_edge_litert import schema_py_generated as schema
 
-    graph = schema.ModelT.InitFromPackedBuf(model, 0)
+    graph = _unpacked(schema, model)
     graph.metadata = [entry for entry in graph.metadata or [] if entry.name not in (_NAME, _NAME.encode())]
     held = schema.BufferT()
     held.data = list(content)
@@ -148,7 +148,7 @@ def normalising(model: bytes, spec: InputSpec) -> bytes:
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    graph = schema.ModelT.InitFromPackedBuf(model, 0)
+    graph = _unpacked(schema, model)
     (subgraph,) = graph.subgraphs
     old = int(subgraph.inputs[0])
     std = np.array(spec.std, np.float32)
@@ -193,6 +193,16 @@ def _operator(schema: Any, graph: Any, kind: int, inputs: tuple[int, int], outpu
     names = schema.BuiltinOptions
     operator.builtinOptionsType = names.MulOptions if kind == schema.BuiltinOperator.MUL else names.AddOptions
     return operator
+
+
+def _unpacked(schema: Any, model: bytes) -> Any:
+    """The file as objects, with all weights in them: a quantised file keeps some behind the flatbuffer, by offset."""
+    graph = schema.ModelT.InitFromPackedBuf(model, 0)
+    for held in graph.buffers:
+        if held.offset:
+            held.data = np.frombuffer(model, np.uint8, held.size, held.offset)
+            held.offset = held.size = 0
+    return graph
 
 
 def _packed(graph: Any, size: int) -> bytes:

@@ -20,9 +20,10 @@ from PIL import Image
 from small_nets import Shelf
 from torch import nn
 
-from exporters import Artifact, ExportError, InputSpec, export
+from exporters import Artifact, ExportError, InputSpec, export, metadata
 from exporters.android import Bundle, write_bundle
 from exporters.artifact import sha256_of
+from exporters.runtimes import LiteRuntime
 from exporters.verify import torch_logits
 from mobileprune.data import RESIZE_RULE
 from mobileprune.data.images import square
@@ -224,3 +225,31 @@ def test_kotlin_resizes_as_the_training_did(shelf: Shelf, tmp_path: Path) -> Non
         assert np.abs(got - square(Image.fromarray(image), 16)).max() <= 1  # Pillow rounds its weights to 8 bits
         wanted = normalised(got.astype(np.float32), artifact.input).transpose(1, 2, 0)
         assert np.allclose(values.reshape(16, 16, 3), wanted, atol=1e-5)
+
+
+def with_external_weights(model: bytes) -> bytes:
+    """The file with its largest buffer behind the flatbuffer, as the quantiser writes large ones."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    graph = schema.ModelT.InitFromPackedBuf(model, 0)
+    held = max(graph.buffers, key=lambda one: 0 if one.data is None else len(one.data))
+    weights = bytes(bytearray(held.data))
+    held.data, held.offset, held.size = None, 1, 1
+    placed = metadata._packed(graph, len(model))
+    held.offset, held.size = -(-len(placed) // 16) * 16, len(weights)
+    placed = metadata._packed(graph, len(model))
+    return placed + bytes(held.offset - len(placed)) + weights
+
+
+def test_weights_behind_the_flatbuffer_come_along(reader: nn.Module, tmp_path: Path) -> None:
+    need_format("tflite")
+    path = tmp_path / "x.tflite"
+    made = export(reader, SPEC_DIGITS, path, format="tflite")
+    path.write_bytes(with_external_weights(path.read_bytes()))
+    moved = replace(made, sha256=sha256_of(path), size_bytes=path.stat().st_size)
+    bundle = write_bundle(moved, tmp_path / "android", labels=[str(n) for n in range(10)], resize=RESIZE_RULE)
+    image = np.random.default_rng(0).random((1, 3, 16, 16), np.float32)
+    spec = SPEC_DIGITS
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (spec.mean, spec.std))
+    wanted = torch_logits(reader, ((image - mean) / std).astype(np.float32))
+    assert LiteRuntime(bundle.model.read_bytes(), 1)(image) == pytest.approx(wanted, abs=1e-4)
