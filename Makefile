@@ -39,7 +39,7 @@ format: $(DEV)  ## let ruff format and fix what it can
 	$(BIN)/ruff format .
 
 docs: $(DEV)  ## build the documentation into site/
-	$(BIN)/mkdocs build --strict
+	$(BIN)/python -m mkdocs build --strict
 
 clean:  ## remove the environment and caches (runs/ stays)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache site

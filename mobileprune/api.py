@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
-from mobileprune.budget import parse_budgets
+from mobileprune.engine import Engine
 from mobileprune.errors import UsageError
+from mobileprune.given import Normalisation
+from mobileprune.journey import Event, Journey, Options, ProgressCallback, Result, load
 from mobileprune.models import find_model
-from mobileprune.optimize import optimize as _optimize
 from mobileprune.progress import Display, Quiet
 from mobileprune.pruning.anatomy import Anatomy
 from mobileprune.pruning.difference import Difference
@@ -20,33 +21,27 @@ from mobileprune.pruning.difference import diff as diff_recipe
 from mobileprune.pruning.explain import Explanation
 from mobileprune.pruning.explain import explain as explain_anatomy
 from mobileprune.pruning.recipe import Recipe
-from mobileprune.request import Request, open_or_create
-from mobileprune.run import Run, locked
+from mobileprune.request import new_folder
+from mobileprune.run import Run
 from mobileprune.stages.context import Context
-from mobileprune.stages.prune import restore
 from mobileprune.stages.records import scale_key
-from mobileprune.stages.solve import chosen_scale, current_budgets, set_budgets
-from mobileprune.stages.summary import Summary, summarise
+from mobileprune.stages.solve import chosen_scale
+
+__all__ = ["Event", "Journey", "Options", "Result", "diff", "explain", "load", "load_model", "optimize"]
 
 
 def load_model(spec: str, classes: int = 1000, **arguments: Any) -> nn.Module:
     """Build a model by name: ``resnet20``, ``torchvision:NAME``, ``timm:NAME`` or ``path/to/file.py:factory``.
 
     classes: the number of outputs, where the constructor takes one. Raises UsageError for an unknown name.
+
+    Examples:
+        >>> import mobileprune
+        >>> network = mobileprune.load_model("resnet20", classes=10)
+        >>> sum(p.numel() for p in network.parameters())
+        272474
     """
     return find_model(spec, arguments).build(classes)
-
-
-def load(run: str | Path) -> nn.Module:
-    """The finished network of a run folder, in eval mode; no pickle is read.
-
-    The architecture is the base's constructor and recipe.json, the weights are safetensors. It takes normalised float32
-    (N, 3, H, W) at the size that the run's manifest names. Raises MobilepruneError where the run has no result yet.
-    """
-    opened = Run.open(Path(run))
-    ctx = Context(opened, Quiet())
-    folder = opened.path / "results" / scale_key(chosen_scale(opened))
-    return restore(ctx, folder, "weights").model.eval()
 
 
 def explain(spec: str, arguments: Sequence[str] = (), image_size: int | None = None) -> Explanation:
@@ -80,20 +75,74 @@ def diff(path: str | Path) -> Difference:
 
 
 def optimize(
-    run: str | Path, *, budget: str | tuple[str, ...] = (), display: Display | None = None, **request: Any
-) -> Summary:
-    """What ``mobileprune optimize`` does, from Python: make or continue the run folder ``run`` and finish it.
+    model: nn.Module | str | None = None,
+    data: Any = None,
+    *,
+    device: str | None = None,
+    budget: str | Sequence[str] = (),
+    run: str | Path | None = None,
+    normalisation: Normalisation | None = None,
+    flip: bool = True,
+    progress: ProgressCallback | None = None,
+    display: Display | None = None,
+    engine: Engine | None = None,
+    **options: Unpack[Options],
+) -> Result:
+    """The most accurate network that keeps ``budget`` on ``device``: pruned, fine-tuned, exported, measured.
 
-    budget: as on the command line, "50%" or ("12ms", "2MB"). request: the other options as keyword arguments, see
-    ``mobileprune.request.Request``. Returns the summary that ``--json`` prints.
+    An nn.Module is taken as trained (``base_epochs`` trains it first). Whether the budgets are kept, as measured, is
+    the result's ``kept``. What is finished is kept, and the same call goes on from there.
+
+    Args:
+        model: your network as an nn.Module (it is copied and left as it is), or a name as behind ``--model``.
+        data: ``(train, validation)`` or ``(train, validation, test)`` of DataLoaders, Datasets or pairs (images,
+            labels), or a name or folder as behind ``--data``. Give them without random augmentation; mobileprune adds
+            its own.
+        device: what ``mobileprune devices`` lists; this machine by default.
+        budget: "50%" (of the base's latency), "12ms", ("12ms", "2MB"), ... as behind ``--budget``.
+        run: the run folder; one that is there is gone on with, for which the same network and data are given again.
+            By default a new one under ``runs/``.
+        normalisation: (mean, std) per channel of pixels in [0, 1] that the network expects; needed with an nn.Module,
+            and undone where loaders give normalised images.
+        flip: whether a mirrored image keeps its meaning.
+        progress: called with each Event.
+        display: instead of ``progress``, something with the methods of ``mobileprune.progress.Display``.
+        engine: where to train, this process by default; ``mobileprune.engine.RayEngine`` for a cluster.
+        **options: the command line's other flags.
+
+    Raises:
+        UsageError: for a question that cannot be answered.
+        MobilepruneError: where something fails.
+
+    Examples:
+        >>> import torch, mobileprune
+        >>> _ = torch.manual_seed(0)
+        >>> images, labels = torch.randint(0, 256, (80, 3, 16, 16), dtype=torch.uint8), torch.arange(80) % 2
+        >>> result = mobileprune.optimize(
+        ...     mobileprune.load_model("resnet20", classes=2),
+        ...     {"train": (images[:60], labels[:60]), "validation": (images[60:], labels[60:])},
+        ...     normalisation=((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        ...     budget="8MMACs",
+        ...     run=runs / "notebook",
+        ...     probes=4, profile_scales=10, rounds=2, round_seconds=0, probe_epochs=1, epochs=1,
+        ... )
+        >>> result.kept, result.summary["result"]["macs"] <= 8e6
+        (True, True)
+        >>> result.model(torch.zeros(1, 3, 16, 16)).shape
+        torch.Size([1, 2])
     """
-    texts = (budget,) if isinstance(budget, str) else tuple(budget)
-    parse_budgets(texts)
-    path = Path(run)
-    with locked(path):
-        opened = open_or_create(path, Request(**request))
-        if texts:
-            set_budgets(opened, texts)
-        current_budgets(opened)  # says so now where there is none
-        _optimize(Context(opened, display or Quiet()))
-        return summarise(opened)
+    name = model if isinstance(model, str | None) else type(model).__name__
+    folder = Path(run) if run is not None else new_folder(name, data if isinstance(data, str | None) else "given")
+    if not budget and not (folder / "run.toml").exists():
+        raise UsageError('no budget: say what must hold, for example budget="50%" or budget="12ms"')
+    told: dict[str, Any] = {"progress": progress, "display": display, "engine": engine, **options}
+    return Journey(
+        model,
+        data,
+        run=folder,
+        budget=budget,
+        device=device,
+        normalisation=normalisation,
+        flip=flip,
+        **told,
+    ).optimize()

@@ -24,7 +24,9 @@ _TITLES = {"cpu": "XNNPACK", "gpu": "GPU", "nnapi": "NNAPI"}
 _WARM_UP_RUNS = 1
 
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?"
-_COUNT = re.compile(r"(?<!\S)count=(\d+)((?:[ \t]+\w+=" + _NUMBER + r")+)(?:[ \t]*\(all same\))?[ \t\r]*$", re.MULTILINE)
+_COUNT = re.compile(
+    r"(?<!\S)count=(\d+)((?:[ \t]+\w+=" + _NUMBER + r")+)(?:[ \t]*\(all same\))?[ \t\r]*$", re.MULTILINE
+)
 _FIELD = re.compile(rf"(\w+)=({_NUMBER})")
 # The last line of a run, now and before 2020.
 _END = re.compile(

@@ -3,118 +3,280 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from string import Template
 from typing import Any
 
+import plotly.io
+from plotly.offline import get_plotlyjs
+
 from mobileprune.budget import shown
-from mobileprune.report.figures import Evidence, figures
+from mobileprune.report import words
+from mobileprune.report.evidence import Choice, Evidence
+from mobileprune.report.figures import Figure, figures, frontier
+from mobileprune.report.usage import snippets
 
 Row = Sequence[str]
 
+# The policy makes the browser itself refuse any request: what is not in the file is not loaded.
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:">
 <title>$title</title>
 <link rel="icon" href="data:,">
 <style>
-:root { color-scheme: light dark; --line: color-mix(in srgb, CanvasText 18%, Canvas); }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: auto; padding: 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
-table { border-collapse: collapse; width: 100%; }
-th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); }
-td + td, th + th { text-align: right; } .kept { color: #009E73; } .missed { color: #D55E00; }
-pre { font: .9em monospace; overflow-x: auto; padding: .8rem; border: 1px solid var(--line); }
-@media print { body { max-width: none; } .figure { break-inside: avoid; } }
+$style
 </style></head><body>
-<h1>$title</h1>
-$answer
-<h2>Base against result</h2>
-$comparison
-$remarks
-$figures
-<h2>How the scale was found</h2>
-$search
-<h2>Not pruned, not measured, and why</h2>
-$notes
-<h2>Use it</h2>
-<pre>$use</pre>
-<h2>Make it again</h2>
-$versions
+$body
+<script>$plotly</script>
+<script>
+$script
+</script>
 </body></html>
 """)
 
 
+def document(title: str, body: str) -> str:
+    """A whole page around ``body``, with the style, plotly and the script that draws ``.plot`` elements."""
+    here = resources.files("mobileprune.report")
+    return _PAGE.substitute(
+        title=html.escape(title),
+        body=body,
+        style=here.joinpath("report.css").read_text(encoding="utf-8"),
+        script=here.joinpath("report.js").read_text(encoding="utf-8"),
+        plotly=get_plotlyjs(),
+    )
+
+
 def page(
-    summary: Mapping[str, Any], evidence: Evidence, search: Sequence[str], asked: Mapping[str, Any], command: str
+    summary: Mapping[str, Any],
+    evidence: Evidence,
+    search: Sequence[str],
+    asked: Mapping[str, Any],
+    command: str,
+    missing: Sequence[str] = (),
 ) -> str:
     """The report of a finished run.
 
     summary: what ``optimize --json`` prints. search: the solution in lines of text. asked: the run's question.
-    command: the command line that makes the run again.
+    command: the command line that makes the run again. missing: figures that could not be drawn, and why.
     """
-    s = summary["scale"]
     title = f"{asked['model']['name']} on {summary['device']['name']}"
-    scale = f"depth {s['depth']:.3g}, width {s['width']:.3g}, resolution {s['resolution']:.3g}"
-    return _PAGE.substitute(
-        title=html.escape(title),
-        answer=_answer(summary, scale),
-        comparison=_table(("", "base", "result"), _comparison(summary)),
-        remarks=""
-        if summary["base"]["accuracy"]["test"]
-        else "<p>The data has no test split: the accuracy is of the validation split, on which choices were made.</p>",
-        figures=_figures(evidence),
-        search=f"<pre>{html.escape(chr(10).join(search))}</pre>",
-        notes=_list([*summary["warnings"], *summary["notes"]], "Everything was pruned and measured."),
-        use=html.escape(_use(summary)),
-        versions=f"<pre>{html.escape(command)}</pre>"
-        + _table(("package", "version"), [(name, version) for name, version in asked["versions"].items()]),
-    )
+    drawn = figures(evidence)
+    sections = [("answer", "Answer"), ("frontier", "Budgets"), *((f.key, f.title) for f in drawn)]
+    sections += [("worth", "What the limits are worth"), ("skipped", "Left out"), ("use", "Use it"), ("again", "Again")]
+    body = [
+        f"<header><h1>{html.escape(title)}</h1>{_answer(summary)}</header>",
+        f'<nav aria-label="sections"><ul>{"".join(_link(*section) for section in sections)}</ul></nav>',
+        f"<main><section id=answer>{_tiles(summary)}<h2>Base against result</h2>{_comparison(summary)}</section>",
+        budget_section(evidence, summary["run"]),
+        *map(figure_section, drawn),
+        f"<section id=worth><h2>What the limits are worth</h2>{_list(words.prices(evidence), 'No limit binds.')}"
+        f"{_details('How the scale was found', f'<pre>{html.escape(chr(10).join(search))}</pre>')}</section>",
+        f"<section id=skipped><h2>Not pruned, not measured, and why</h2>{_notes(summary, missing)}</section>",
+        f"<section id=use><h2>Use it</h2>{_use(summary)}</section>",
+        f"<section id=again><h2>Make it again</h2>{_again(asked, command)}</section></main>",
+    ]
+    return document(title, "\n".join(body))
 
 
-def _answer(summary: Mapping[str, Any], scale: str) -> str:
-    lines = []
+def _link(key: str, title: str) -> str:
+    return f'<li><a href="#{key}">{html.escape(title)}</a></li>'
+
+
+def _answer(summary: Mapping[str, Any]) -> str:
+    s, lines = summary["scale"], []
     for b in summary["budgets"]:
         value, limit = shown(b["quantity"], b["value"]), shown(b["quantity"], b["limit"])
-        kind = "kept" if b["kept"] else "missed"
+        kind, budget = "kept" if b["kept"] else "missed", html.escape(b["budget"])
         lines.append(
-            f"<p>Budget {html.escape(b['budget'])} <strong class={kind}>{b['verdict']}</strong>: "
-            f"{value} {b['origin']}, limit {limit}; at {scale}.</p>"
+            f'<p class=verdict><span class="badge {kind}">Budget {budget} {b["verdict"]}</span> '
+            f"{value} {b['origin']}, limit {limit}.</p>"
         )
+    device = summary["device"]
+    depth, width, resolution = (words.share(s[axis]) for axis in ("depth", "width", "resolution"))
+    about = html.escape(", ".join(filter(None, (device.get("title", device["name"]), device.get("soc")))))
+    lines.append(
+        f"<p class=quiet>The network keeps {depth} of the removable blocks, {width} of the channels and "
+        f"{resolution} of the input's side. Device: {about}.</p>"
+    )
     return "\n".join(lines)
 
 
-def _comparison(summary: Mapping[str, Any]) -> list[Row]:
+def _tiles(summary: Mapping[str, Any]) -> str:
     base, result = summary["base"], summary["result"]
-    rows: list[Row] = []
-
-    def add(label: str, values: Sequence[str]) -> None:
-        rows.append((label, *values))
-
-    for split in ("test", "validation"):
-        if base["accuracy"][split]:
-            scores = [side["accuracy"][split] for side in (base, result)]
-            add(f"top-1, {split}", [f"{100 * v['accuracy']:.1f} ± {100 * v['std']:.1f} %" for v in scores])
-    for name in result["files"]:
-        files = [side["files"][name] for side in (base, result)]
-        add(f"{name}: top-1 of the file, validation", [f"{100 * f['accuracy']:.1f} %" for f in files])
-        times = [f["latency"] for f in files if f["latency"]]
-        if times:
-            add(
-                f"{name}: latency, {times[0]['origin']} (95 % interval)",
-                [f"{t['latency_ms']:.3g} ms ({t['low_ms']:.3g} to {t['high_ms']:.3g})" for t in times],
+    split = "test" if base["accuracy"]["test"] else "validation"
+    before, after = (side["accuracy"][split] for side in (base, result))
+    tiles = [
+        (
+            f"accuracy, {split}, measured",
+            f"{100 * after['accuracy']:.1f} %",
+            f"± {100 * after['std']:.1f}; base {100 * before['accuracy']:.1f} %, "
+            f"{100 * (after['accuracy'] - before['accuracy']):+.1f} points",
+        )
+    ]
+    timed = [name for name, file in result["files"].items() if file["latency"] and base["files"][name]["latency"]]
+    for name in timed[:1]:
+        before, after = (side["files"][name]["latency"] for side in (base, result))
+        tiles.append(
+            (
+                f"latency, {name}, {after['origin']}",
+                f"{after['latency_ms']:.3g} ms",
+                f"{after['low_ms']:.3g} to {after['high_ms']:.3g}; base {before['latency_ms']:.3g} ms, "
+                f"{before['latency_ms'] / after['latency_ms']:.2f} times faster",
             )
-        add(f"{name}: largest difference from torch", [f"{f['parity_max_abs']:.1e}" for f in files])
-        add(f"{name}: file", [shown("size", f["size_bytes"]) for f in files])
-    add("MACs, counted", [shown("macs", side["macs"]) for side in (base, result)])
-    add("parameters, counted", [shown("params", side["params"]) for side in (base, result)])
-    add("peak activations, counted", [shown("memory", side["peak_activation_bytes"]) for side in (base, result)])
+        )
+    name = next(iter(timed or result["files"]))
+    now, was = (side["files"][name]["size_bytes"] for side in (result, base))
+    tiles.append((f"file, {name}, measured", shown("size", now), _share(now, was, "size")))
+    now, was = (side["peak_activation_bytes"] for side in (result, base))
+    tiles.append(("peak activations, counted", shown("memory", now), _share(now, was, "memory")))
+    return "<dl class=tiles>" + "".join(
+        f"<div class=tile><dt>{html.escape(label)}</dt><dd class=now>{html.escape(now_)}</dd>"
+        f"<dd class=was>{html.escape(was_)}</dd></div>"
+        for label, now_, was_ in tiles
+    ) + "</dl>"  # fmt: skip
+
+
+def _share(now: float, was: float, quantity: Any) -> str:
+    return f"base {shown(quantity, was)}; {words.share(now / was)} of it"
+
+
+def comparison_rows(side: Mapping[str, Any]) -> dict[str, str]:
+    """What is known of one network (``base`` or ``result`` of a summary): label to text."""
+    rows: dict[str, str] = {}
+    for split in ("test", "validation"):
+        if side["accuracy"][split]:
+            score = side["accuracy"][split]
+            rows[f"top-1, {split}"] = f"{100 * score['accuracy']:.1f} ± {100 * score['std']:.1f} %"
+    for name, file in side["files"].items():
+        rows[f"{name}: top-1 of the file, validation"] = f"{100 * file['accuracy']:.1f} %"
+        if time := file["latency"]:
+            error = "95 % interval" if time["origin"] == "measured" else "guaranteed error"
+            label = f"{name}: latency, {time['origin']} ({error})"
+            rows[label] = f"{time['latency_ms']:.3g} ms ({time['low_ms']:.3g} to {time['high_ms']:.3g})"
+            if time.get("peak_memory_mb"):
+                rows[f"{name}: peak memory of the process, {time['origin']}"] = f"{time['peak_memory_mb']:.0f} MB"
+        rows[f"{name}: largest difference from torch"] = f"{file['parity_max_abs']:.1e}"
+        rows[f"{name}: file"] = shown("size", file["size_bytes"])
+    rows["MACs, counted"] = shown("macs", side["macs"])
+    rows["parameters, counted"] = shown("params", side["params"])
+    rows["peak activations, counted"] = shown("memory", side["peak_activation_bytes"])
     return rows
 
 
-def _table(heading: Row, rows: Sequence[Row]) -> str:
+def _comparison(summary: Mapping[str, Any]) -> str:
+    base, result = comparison_rows(summary["base"]), comparison_rows(summary["result"])
+    rows = [(label, base.get(label, ""), value) for label, value in result.items()]
+    remark = "" if summary["base"]["accuracy"]["test"] else (
+        "<p class=quiet>The data has no test split: the accuracy is of the validation split, on which choices were "
+        "made.</p>"
+    )  # fmt: skip
+    return table(("", "base", "result"), rows) + remark
+
+
+def budget_section(evidence: Evidence, run: str) -> str:
+    """The frontier, and a slider along it that tells the choice for each limit."""
+    figure = frontier(evidence)
+    choices = [_choice(c, evidence, run) for c in evidence.frontier]
+    at = min(range(len(choices)), key=lambda i: abs(evidence.frontier[i].limit - evidence.limit))
+    axes = "".join(
+        f'<div><dt>{axis}</dt><dd><span data-choice="{axis}"></span>'
+        f'<span class=bar aria-hidden=true><span data-bar="{axis}"></span></span></dd></div>'
+        for axis in ("depth", "width", "resolution")
+    )
+    facts = "".join(
+        f'<div><dt>{label}</dt><dd data-choice="{key}"></dd></div>'
+        for key, label in (
+            ("accuracy", "accuracy, predicted (80 % interval)"),
+            ("latency", "latency, predicted (80 % interval)"),
+            ("macs", "MACs, counted"),
+            ("params", "parameters, counted"),
+            ("memory", "peak activations, counted"),
+            ("size", "file, estimated"),
+        )
+    )
+    slider = (
+        f"<div class=slider><label for=budget><span>Budget: limit on {html.escape(evidence.limit_name)}</span>"
+        '<output for=budget data-choice="limit"></output></label>'
+        f"<input type=range id=budget min=0 max={len(choices) - 1} value={at} step=1>"
+        f"<dl aria-live=polite>{axes}{facts}</dl><p class=quiet>Make this network from the same run: "
+        '<code data-choice="command"></code></p>'
+        "<noscript><p>The slider needs JavaScript; its numbers are in the table below.</p></noscript></div>"
+        f'<script type="application/json" id=choices>{_json(choices)}</script>'
+    )
+    return figure_section(figure, slider)
+
+
+def _choice(choice: Choice, evidence: Evidence, run: str) -> dict[str, Any]:
+    """One stop of the slider, as text."""
+    a, ms, s = choice.accuracy, choice.latency_ms, choice.scale
+    limit = f"{choice.limit:.3g} {evidence.limit_unit}"
+    accuracy = f"{100 * a[0]:.1f} % ({100 * a[1]:.1f} to {100 * a[2]:.1f})"
+    text = {
+        "limit": limit,
+        "depth": f"{s.depth:.3g}",
+        "width": f"{s.width:.3g}",
+        "resolution": f"{s.resolution:.3g}",
+        "accuracy": accuracy,
+        "latency": f"{ms[0]:.3g} ms ({ms[1]:.3g} to {ms[2]:.3g})",
+        "macs": shown("macs", choice.macs),
+        "params": shown("params", choice.params),
+        "memory": shown("memory", choice.memory),
+        "size": shown("size", choice.size_bytes),
+        "command": f"mobileprune optimize --run {run} --budget {choice.limit:.3g}{evidence.limit_unit}",
+    }
+    return {
+        "x": choice.limit,
+        "y": 100 * a[0],
+        **{axis: getattr(s, axis) for axis in ("depth", "width", "resolution")},
+        "words": f"{limit}: {s}, accuracy {100 * a[0]:.1f} %, latency {ms[0]:.3g} ms",
+        "shown": text,
+    }
+
+
+def figure_section(figure: Figure, extra: str = "") -> str:
+    """A figure with its words before it and its numbers as a table behind a disclosure."""
+    text = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in figure.text)
+    plots = "".join(
+        f'<div class=plot role=img aria-label="{html.escape(figure.title)}; the numbers are in the table below">'
+        f'<script type="application/json">{plot_json(panel)}</script></div>'
+        for panel in figure.panels
+    )
+    panels = f"<div class=panels>{plots}</div>" if len(figure.panels) > 1 else plots
+    return (
+        f'<section class=figure id="{figure.key}"><h2>{html.escape(figure.title)}</h2>{text}'
+        f'<div id="figure-{figure.key}">{panels}</div>{extra}'
+        f"{_details('The numbers', table(figure.heading, figure.rows))}</section>"
+    )
+
+
+def plot_json(figure: Any) -> str:
+    """A plotly figure as JSON that may stand inside a script element."""
+    text: str = plotly.io.to_json(figure, validate=False)
+    return text.replace("<", "\\u003c")
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def table(heading: Row, rows: Sequence[Row], kind: str = "") -> str:
+    """An HTML table that scrolls by itself where the page is narrow."""
     head = "".join(f"<th scope=col>{html.escape(cell)}</th>" for cell in heading)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    label = html.escape(", ".join(filter(None, heading)) or "table")
+    return (
+        f'<div class=scroll tabindex=0 role=region aria-label="{label}"><table class="{kind}">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _details(title: str, body: str, kind: str = "") -> str:
+    return f'<details class="{kind}"><summary>{html.escape(title)}</summary>{body}</details>'
 
 
 def _list(entries: Sequence[str], otherwise: str) -> str:
@@ -122,20 +284,40 @@ def _list(entries: Sequence[str], otherwise: str) -> str:
     return f"<ul>{items}</ul>" if items else f"<p>{otherwise}</p>"
 
 
-def _figures(evidence: Evidence) -> str:
-    parts = []
-    for number, (title, text, figure) in enumerate(figures(evidence)):
-        drawn = figure.to_html(
-            full_html=False,
-            include_plotlyjs=number == 0,  # the script once, in the page itself
-            config={"displaylogo": False, "responsive": True},
-            div_id=f"figure-{number}",
-        )
-        parts.append(f"<div class=figure><h2>{html.escape(title)}</h2><p>{html.escape(text)}</p>{drawn}</div>")
-    return "\n".join(parts)
+def _notes(summary: Mapping[str, Any], missing: Sequence[str]) -> str:
+    entries = list(dict.fromkeys([*summary["warnings"], *summary["notes"], *missing]))
+    return _list(entries, "Everything was pruned and measured.")
 
 
 def _use(summary: Mapping[str, Any]) -> str:
-    lines = ["import mobileprune", f'model = mobileprune.load("{summary["run"]}")', ""]
-    lines += [file["path"] for file in summary["result"]["files"].values()]
-    return "\n".join(lines)
+    result = summary["result"]
+    rows = [
+        (name, file["precision"], shown("size", file["size_bytes"]), file["path"])
+        for name, file in result["files"].items()
+    ]
+    rows.append(("weights", "float32", "", summary["weights"]))
+    if summary.get("android"):
+        rows.append(("Android bundle", "", "", summary["android"]))
+    parts = [table(("file", "precision", "size", "path"), rows, "left")]
+    for what, language, code in snippets(summary["run"], result["files"]):
+        parts.append(_details(f"{language}: {what}", _code(code), "use"))
+    parts.append(
+        "<p class=quiet>manifest.json beside the files names their inputs, labels, checksums and measurements.</p>"
+    )
+    return "".join(parts)
+
+
+def _code(text: str, kind: str = "") -> str:
+    return (
+        f'<pre class="{kind}" tabindex=0><code>{html.escape(text)}</code><button class=copy type=button hidden>copy'
+        "</button></pre>"
+    )
+
+
+def _again(asked: Mapping[str, Any], command: str) -> str:
+    versions = [(name, version) for name, version in asked["versions"].items()]
+    return (
+        f"<p>Seed {asked['seed']}. The same command with the same versions on the same device:</p>"
+        f"{_code(command, 'wrap')}{table(('package', 'version'), versions)}"
+        "<p class=quiet>run.toml in the run folder holds the whole question, journal.jsonl every sample.</p>"
+    )
