@@ -125,7 +125,8 @@ def test_ray_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_choice_of_training_is_in_the_question(tmp_path: Path) -> None:
     request = Request(
         data="digits", optimizer="adamw", lr_schedule="linear", warm_up=0.2, weight_decay=0.01, label_smoothing=0.1,
-        mixup=0.3, cutmix=0.4, ema=0.99, temperature=2.0, norm_images=256, training_precision="float32", probe_images=100,
+        mixup=0.3, cutmix=0.4, ema=0.99, temperature=2.0, norm_images=256,
+        training_precision="float32", probe_images=100,
         finetune_learning_rate="auto",
     )  # fmt: skip
     run = open_or_create(tmp_path / "run", request)
