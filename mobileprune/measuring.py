@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -35,18 +36,20 @@ def known_devices(hosts: Sequence[str] = ()) -> list[dict[str, Any]]:
     return [one.to_dict() for one in inventory(hosts)]
 
 
-def devices_table(hosts: Sequence[str] = ()) -> Table:
-    """``known_devices`` for people."""
-    table = Table(box=SIMPLE_HEAD, header_style="bold")
-    for heading in ("--device", "what it is", "what it runs", "latency, error"):
+def devices_table(hosts: Sequence[str] = ()) -> RenderableType:
+    """``known_devices`` for people: a table, and what stands in the way of each."""
+    table = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("--device", overflow="fold", min_width=19)
+    for heading in ("what it is", "what it runs", "latency, error"):
         table.add_column(heading, overflow="fold")
-    place = ""
-    for one in inventory(hosts):
+    place, known = "", inventory(hosts)
+    for one in known:
         if one.place != place:
             place = one.place
             table.add_row(Text(_PLACES[place], style="bold cyan"))
         table.add_row(one.name, _what(one), _runs(one), _latency(one))
-    return table
+    obstacles = [Text(f"{one.name}: {obstacle}", style="yellow") for one in known for obstacle in one.obstacles]
+    return Group(table, *obstacles)
 
 
 def _what(one: Known) -> Text:
@@ -54,8 +57,6 @@ def _what(one: Known) -> Text:
     text = Text(one.title)
     if shown := ", ".join(part for part in details if part and part != one.title):
         text += Text(f"\n{shown}", style="dim")
-    for obstacle in one.obstacles:
-        text += Text(f"\n{obstacle}", style="yellow")
     return text
 
 
@@ -182,17 +183,32 @@ def _by_name(paths: Sequence[Path]) -> dict[str, Path]:
 def bench_table(report: Report) -> Table:
     """A report for people; latency with its 95 % interval."""
     table = Table(box=SIMPLE_HEAD, header_style="bold")
-    table.add_column("file and what ran it", overflow="fold")
-    for heading in ("latency", "95 % interval", "p50", "p90", "init", "memory"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, one in report.measurements.items():
+    table.add_column("file and what ran it", overflow="fold", min_width=20)
+    for heading in ("latency, ms", "95 % interval", "p50, p90", "init", "memory"):
+        table.add_column(heading, justify="right")
+    for label, one in zip(_labels(list(report.measurements)), report.measurements.values(), strict=True):
         memory = "" if one.peak_memory_mb is None else f"{one.peak_memory_mb:.0f} MB"
-        interval = f"{one.low_ms:.3g} to {one.high_ms:.3g}"
-        last = (f"{one.p50_ms:.3g}", f"{one.p90_ms:.3g}", f"{one.init_ms:.0f} ms", memory)
-        ran = [one.runtime, *([str(one.delegation)] if one.delegation else []), f"{one.threads} threads, {one.origin}"]
-        described = Text(f"{name}\n") + Text("; ".join(ran), style="dim")
-        table.add_row(described, f"{one.latency_ms:.3g} ms", interval, *last)
+        interval = f"{_ms(one.low_ms)} to {_ms(one.high_ms)}"
+        last = (f"{_ms(one.p50_ms)}, {_ms(one.p90_ms)}", f"{one.init_ms:.0f} ms", memory)
+        threads = f"{one.threads} thread{'s' * (one.threads > 1)}"
+        ran = [one.runtime, *([str(one.delegation)] if one.delegation else []), f"{threads}, {one.origin}"]
+        described = Text(f"{label}\n") + Text("; ".join(ran), style="dim")
+        table.add_row(described, _ms(one.latency_ms), interval, *last)
     return table
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """The files by as little of their paths as tells them apart."""
+    bare = [Path(name).name for name in names]
+    if len(set(bare)) == len(names):
+        return bare
+    common = Path(os.path.commonpath([Path(name).parent for name in names]))
+    return [str(Path(name).relative_to(common)) for name in names]
+
+
+def _ms(value: float) -> str:
+    """Three digits, and never an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def bench_states(report: Report) -> str | None:

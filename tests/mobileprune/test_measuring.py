@@ -76,7 +76,7 @@ def test_a_report_is_shown_with_what_ran_the_file_and_how_the_device_was(files: 
     report = measuring.bench_files(files[:1], "host", rounds=2, round_seconds=0.0, display=Quiet(), threads=1)
     text = shown(measuring.bench_table(report))
     assert "CPUExecutionProvider, all of the graph" in text
-    assert "1 threads, measured" in text
+    assert "1 thread, measured" in text
     states = measuring.bench_states(report)
     assert states is not None
     assert "before: " in states
@@ -138,3 +138,15 @@ def test_a_calibrated_profile_is_written_where_it_is_wanted(
     )
     assert asked == [("pixel-3", "host", files[:2])]
     assert load_profile(path) == found == replace(load_profile("pixel-3"), name="mine")
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["/far/away/a.onnx", "/far/away/b.tflite"], ["a.onnx", "b.tflite"]),
+        (["runs/one/model.onnx", "runs/two/model.onnx"], ["one/model.onnx", "two/model.onnx"]),
+        (["model.onnx"], ["model.onnx"]),
+    ],
+)
+def test_files_are_named_by_what_tells_them_apart(names: list[str], labels: list[str]) -> None:
+    assert measuring._labels(names) == labels
