@@ -21,7 +21,7 @@ RESIZE = "resize the image to the input size (bilinear, antialiased), then scale
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds per image on a device, with its 95 % interval. `kind` is "measured" or "predicted"."""
+    """Milliseconds per image on a device, with its 95 % interval. `kind` is "measured", "predicted" or "emulated"."""
 
     ms: float
     low_ms: float
@@ -30,8 +30,8 @@ class Latency:
     kind: str = "measured"
 
     def __post_init__(self) -> None:
-        if self.kind not in ("measured", "predicted"):
-            raise ExportError(f"a latency is 'measured' or 'predicted', not {self.kind!r}")
+        if self.kind not in ("measured", "predicted", "emulated"):
+            raise ExportError(f"a latency is 'measured', 'predicted' or 'emulated', not {self.kind!r}")
 
 
 @dataclass(frozen=True)

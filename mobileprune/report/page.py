@@ -155,7 +155,7 @@ def comparison_rows(side: Mapping[str, Any]) -> dict[str, str]:
     for name, file in side["files"].items():
         rows[f"{name}: top-1 of the file, validation"] = f"{100 * file['accuracy']:.1f} %"
         if time := file["latency"]:
-            error = "95 % interval" if time["origin"] == "measured" else "guaranteed error"
+            error = "95 % interval" if time["origin"] != "predicted" else "guaranteed error"
             label = f"{name}: latency, {time['origin']} ({error})"
             rows[label] = f"{time['latency_ms']:.3g} ms ({time['low_ms']:.3g} to {time['high_ms']:.3g})"
             if time.get("peak_memory_mb"):

@@ -48,7 +48,7 @@ def evidence(ctx: Context) -> tuple[Evidence, list[str]]:
         limit_name=first.name,
         limit_unit=first.unit,
         limit=first.limit,
-        origin="predicted" if problem.predicted else "measured",
+        origin=problem.origin,
         latency_form=problem.latency.name,
         latency_error=problem.latency.cv_error,
         accuracy_form=problem.accuracy.name,

@@ -135,6 +135,12 @@ class Problem:
         """Whether latencies come from a profile and not from a device."""
         return profile_of(self.run).kind == "predicted"
 
+    @cached_property
+    def origin(self) -> str:
+        """Where latencies come from: "measured", "predicted", or "emulated" by a device that is not real."""
+        newest = self.run.journal.newest("latency")
+        return str(newest["measurement"]["origin"]) if newest else "predicted" if self.predicted else "measured"
+
     def limit(self, budget: Budget) -> float:
         """What the solver may use of the budget, in ms, MACs, parameters or bytes: less a margin where predicted."""
         margin = _PREDICTED_MARGIN if self.predicted and budget.quantity == "latency" else 0.0

@@ -79,7 +79,7 @@ def _budgets(run: Run, scale: Scale) -> list[dict[str, Any]]:
 def _origin(problem: Problem, budget: Budget) -> str:
     if budget.quantity not in ("latency", "size"):
         return "counted"
-    return "predicted" if problem.predicted and budget.quantity == "latency" else "measured"
+    return problem.origin if budget.quantity == "latency" else "measured"
 
 
 def _side(run: Run, scale: Scale, owner: str, score: Entry, report: Mapping[str, Any]) -> dict[str, Any]:

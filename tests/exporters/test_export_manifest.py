@@ -117,5 +117,5 @@ def test_no_manifest_or_half_of_one(artifact: Artifact, tmp_path: Path) -> None:
 
 
 def test_latency_kind() -> None:
-    with pytest.raises(ExportError, match="'measured' or 'predicted'"):
+    with pytest.raises(ExportError, match="'measured', 'predicted' or 'emulated'"):
         Latency(1.0, 1.0, 1.0, "host", "guessed")

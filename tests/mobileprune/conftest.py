@@ -24,10 +24,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MOBILEPRUNE_ADB"] = "no-adb-in-tests"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(cache_folder: Path) -> Iterator[None]:
     """Decoded images of tests do not belong into the cache of the person who runs them."""
-    os.environ["MOBILEPRUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOBILEPRUNE_CACHE", str(cache_folder))
+        yield
 
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
@@ -63,9 +70,9 @@ def call() -> Call:
 
 
 @pytest.fixture(scope="session")
-def finished(call: Call, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(call: Call, tmp_path_factory: pytest.TempPathFactory, cache_folder: Path) -> Path:
     """A run folder whose journey is over."""
     path = tmp_path_factory.mktemp("journey") / "run"
-    done = call("optimize", "--run", path, *QUESTION)
+    done = call("optimize", "--run", path, *QUESTION, env={**os.environ, "MOBILEPRUNE_CACHE": str(cache_folder)})
     assert done.returncode == 0, done.stderr
     return path

@@ -36,8 +36,8 @@ class Phone(test_phone.Phone):
         pids = {one.pid for one in found}
         return [one for one in found if _parent(one) not in pids]  # without the runner's own helper
 
-    def wait_for_runner(self) -> psutil.Process:
-        until = time.monotonic() + 60
+    def wait_for_runner(self, seconds: float = 60) -> psutil.Process:
+        until = time.monotonic() + seconds
         while not (found := self.runners()):
             assert time.monotonic() < until, "no runner came up"
             time.sleep(0.02)
