@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, Protocol
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -44,6 +45,10 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(seconds, 0):.0f} s"
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+_INDENT = 11  # what is said stands under what a stage says
+_WIDE = 110  # columns from which the live line has room for a long bar
 
 
 class Display(Protocol):
@@ -85,7 +90,10 @@ class Terminal:
         self.console.print(Text(f"{name:>9}", style="bold cyan") + Text(f"  {what}"), soft_wrap=True)
 
     def say(self, text: str, style: str = "") -> None:
-        self.console.print(Text(f"{'':>9}  {text}", style=style), soft_wrap=True)
+        if self.console.is_terminal:  # broken between words, and indented; a log keeps its lines whole
+            self.console.print(Padding(Text(text, style=style), (0, 0, 0, _INDENT)))
+        else:
+            self.console.print(Text(f"{'':>{_INDENT}}{text}", style=style), soft_wrap=True)
 
     @contextmanager
     def work(self, kind: Kind, description: str, total: float) -> Iterator[Advance]:
@@ -97,7 +105,7 @@ class Terminal:
         columns = (
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.description}", justify="left"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=24 if self.console.width >= _WIDE else 8),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -105,7 +113,8 @@ class Terminal:
             TextColumn("[dim]{task.fields[note]}"),
         )
         with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(f"{self._stage:>7} {description}", total=total, note="")
+            stage = "" if description.startswith(self._stage) else self._stage
+            task = progress.add_task(f"{stage:>7} {description}", total=total, note="")
             yield lambda done, note="": progress.update(task, completed=done, note=note)
         self.say(f"{description}: {time.monotonic() - start:.0f} s")
 

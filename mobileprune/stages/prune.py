@@ -42,7 +42,8 @@ def prune(ctx: Context) -> None:
     store(network, folder, "pruned")
     removed = round((1 - scale.depth) * len(ctx.anatomy.blocks))
     share = read_costs(ctx.run)[scale]["macs"] / read_costs(ctx.run)[BASE]["macs"]
-    ctx.display.say(f"{removed} blocks removed, input {network.size} px, {100 * share:.0f} % of the MACs")
+    blocks = f"{removed} block{'s' * (removed != 1)}"
+    ctx.display.say(f"{blocks} removed, input {network.size} px, {100 * share:.0f} % of the MACs")
     ctx.run.journal.append("pruned", scale_key(scale), scale=scale.as_tuple(), parent=parent.as_tuple())
 
 

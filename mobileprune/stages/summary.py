@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -159,6 +160,7 @@ def _after(summary: Summary) -> list[Text]:
         lines.append(Text("The data has no test split: this accuracy is of the split that choices were made on."))
     lines += [Text(text, style="yellow") for text in (*summary["warnings"], *summary["notes"])]
     files = [file["path"] for file in summary["result"]["files"].values()]
+    files += [str(bundle) for path in files if (bundle := Path(path).parent / "android").is_dir()][:1]
     # Names that are copied are never broken.
     lines += [_unbroken(f"  {path}") for path in (*files, summary["weights"], summary["report"])]
     lines.append(_unbroken(f'load it: mobileprune.load("{summary["run"]}")'))
