@@ -148,7 +148,11 @@ def test_two_processes_on_one_run(call: Call, finished: Path) -> None:
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with subprocess.Popen(
-        command("optimize", "--run", run, *QUESTION), stderr=subprocess.PIPE, text=True, start_new_session=True
+        command("optimize", "--run", run, *QUESTION),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
