@@ -62,7 +62,6 @@ def _packages() -> Iterator[Check]:
     yield _import("torch", "torch", "training and pruning", "pip install torch", required=True)
     yield _torchvision()
     yield _import("timm", "timm", "--model timm:NAME", "pip install timm", required=True)
-    yield _import("torch-pruning", "torch_pruning", "pruning channels", "pip install torch-pruning", required=True)
     extra = "pip install 'mobileprune[ray]'"
     yield _import("ray", "ray", "--engine ray: probes on several machines", extra, only_find=True)
 

@@ -21,7 +21,7 @@ _VERSIONS = (
     "mobileprune",
     "torch",
     "torchvision",
-    "torch-pruning",
+    "timm",
     "onnx",
     "onnxruntime",
     "litert-torch",
