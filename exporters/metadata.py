@@ -129,7 +129,7 @@ def embed(model: bytes, content: bytes, labels: bytes) -> bytes:
     """The .tflite file `model` with the metadata `content` and the label file inside; old metadata is replaced."""
     from ai_edge_litert import schema_py_generated as schema
 
-    graph = _unpacked(schema, model)
+    graph = unpacked(schema, model)
     graph.metadata = [entry for entry in graph.metadata or [] if entry.name not in (_NAME, _NAME.encode())]
     held = schema.BufferT()
     held.data = list(content)
@@ -137,7 +137,7 @@ def embed(model: bytes, content: bytes, labels: bytes) -> bytes:
     entry = schema.MetadataT()
     entry.name, entry.buffer = _NAME, len(graph.buffers) - 1
     graph.metadata.append(entry)
-    return _packed(graph, len(model)) + _archive(labels)
+    return packed(graph, len(model)) + _archive(labels)
 
 
 def normalising(model: bytes, spec: InputSpec) -> bytes:
@@ -148,7 +148,7 @@ def normalising(model: bytes, spec: InputSpec) -> bytes:
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    graph = _unpacked(schema, model)
+    graph = unpacked(schema, model)
     (subgraph,) = graph.subgraphs
     old = int(subgraph.inputs[0])
     std = np.array(spec.std, np.float32)
@@ -164,7 +164,7 @@ def normalising(model: bytes, spec: InputSpec) -> bytes:
     for signature in graph.signatureDefs or []:
         for end in signature.inputs:
             end.tensorIndex = pixels
-    return _packed(graph, len(model))
+    return packed(graph, len(model))
 
 
 def _tensor(schema: Any, graph: Any, name: str, shape: Sequence[int], values: Any = None) -> int:
@@ -195,7 +195,7 @@ def _operator(schema: Any, graph: Any, kind: int, inputs: tuple[int, int], outpu
     return operator
 
 
-def _unpacked(schema: Any, model: bytes) -> Any:
+def unpacked(schema: Any, model: bytes) -> Any:
     """The file as objects, with all weights in them: a quantised file keeps some behind the flatbuffer, by offset."""
     graph = schema.ModelT.InitFromPackedBuf(model, 0)
     for held in graph.buffers:
@@ -205,7 +205,7 @@ def _unpacked(schema: Any, model: bytes) -> Any:
     return graph
 
 
-def _packed(graph: Any, size: int) -> bytes:
+def packed(graph: Any, size: int) -> bytes:
     builder = flatbuffers.Builder(size + 4096)
     builder.Finish(graph.Pack(builder), b"TFL3")
     return bytes(builder.Output())

@@ -6,6 +6,7 @@ clips: MobileNetV1 0.75 on 600 images of imagenette fell from 64.3 % to 61.2 % w
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.errors import ExportError
+from exporters.metadata import packed, unpacked
 
 _EVERYTHING = ".*"
+Ranges = dict[str, dict[str, NDArray[np.float32]]]  # by the tensor's name: its "min" and "max"
 
 
 def quantize(source: str, made: str, images: str | None, precision: str, kept_float: Sequence[str]) -> None:
@@ -25,11 +28,13 @@ def quantize(source: str, made: str, images: str | None, precision: str, kept_fl
     absent = set(kept_float) - set(_scopes(model))
     if absent:
         raise ExportError(f"the layers {sorted(absent)} to keep in float32 are not in this file; rank its own layers")
-    ranges = calibrate(model, np.load(images)) if images and precision not in ("float16", "dynamic") else None
+    ranges = None
+    if images and precision not in ("float16", "dynamic"):
+        model, ranges = finite(model, calibrate(model, np.load(images)))
     Path(made).write_bytes(quantized(model, recipe(precision, kept_float), ranges))
 
 
-def calibrate(model: bytes, images: NDArray[np.float32]) -> dict[str, dict[str, NDArray[np.float32]]]:
+def calibrate(model: bytes, images: NDArray[np.float32]) -> Ranges:
     """The smallest and largest value of each tensor over `images`."""
     from ai_edge_quantizer import calibrator, recipe_manager
 
@@ -41,8 +46,38 @@ def calibrate(model: bytes, images: NDArray[np.float32]) -> dict[str, dict[str, 
     name, (taken,) = _signature(model)
     feed = ({taken: np.ascontiguousarray(image.transpose(1, 2, 0)[None])} for image in images)
     worker.calibrate({name: list(feed)}, recipe_manager.RecipeManager())
-    found: dict[str, dict[str, NDArray[np.float32]]] = worker.get_model_qsvs()
+    found: Ranges = worker.get_model_qsvs()
     return found
+
+
+def finite(model: bytes, ranges: Ranges) -> tuple[bytes, Ranges]:
+    """The same network and ranges without infinities: max pooling is padded with minus infinity, which has no integer.
+
+    The least value that the padded tensor takes is as neutral to a maximum over it, and can be written.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    graph = unpacked(schema, model)
+    (subgraph,) = graph.subgraphs
+    ranges, changed = dict(ranges), False
+    for operator in subgraph.operators:
+        if graph.operatorCodes[operator.opcodeIndex].builtinCode != schema.BuiltinOperator.PADV2:
+            continue
+        padded, constant = (subgraph.tensors[operator.inputs[place]] for place in (0, 2))
+        value = graph.buffers[constant.buffer].data
+        inside = ranges.get(padded.name.decode())
+        if value is None or inside is None or np.isfinite(np.frombuffer(bytes(bytearray(value)), np.float32)).all():
+            continue
+        held = schema.BufferT()
+        held.data = list(np.array(inside["min"], np.float32).reshape(-1)[:1].tobytes())
+        graph.buffers.append(held)
+        own = copy.copy(constant)  # the constant may serve other paddings, too
+        own.name, own.buffer = b"%s/finite" % subgraph.tensors[operator.outputs[0]].name, len(graph.buffers) - 1
+        subgraph.tensors.append(own)
+        operator.inputs = [*operator.inputs[:2], len(subgraph.tensors) - 1]
+        ranges[subgraph.tensors[operator.outputs[0]].name.decode()] = inside
+        changed = True
+    return (packed(graph, len(model)) if changed else model), ranges
 
 
 def recipe(precision: str, kept_float: Sequence[str] = (), only: str | None = None) -> list[dict[str, Any]]:
@@ -135,7 +170,7 @@ def layer_losses(source: str, images: str, precision: str) -> list[dict[str, Any
     from exporters.runtimes import LiteRuntime
 
     model, pictures = Path(source).read_bytes(), np.load(images)
-    ranges = calibrate(model, pictures)
+    model, ranges = finite(model, calibrate(model, pictures))
     graph = tfl_flatbuffer_utils.read_model(model)
     (subgraph,) = graph.subgraphs
     wanted = LiteRuntime(model, 1)(pictures)

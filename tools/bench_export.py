@@ -16,7 +16,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -292,7 +292,11 @@ def main() -> None:
             rows += measure(case, Path(folder), asked.rounds, asked.round_seconds)
         for told in rows[-len(FORMATS) * len(PRECISIONS) :]:
             print(*(f"{column}={told.get(column, '')}" for column in COLUMNS), flush=True)
-    with asked.csv.open("w", newline="") as file:
+        written(rows, asked.csv)  # so far
+
+
+def written(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    with path.open("w", newline="") as file:
         file.write(f"# python tools/bench_export.py {' '.join(sys.argv[1:])}".rstrip() + "\n")
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()

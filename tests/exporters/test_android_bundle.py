@@ -235,9 +235,9 @@ def with_external_weights(model: bytes) -> bytes:
     held = max(graph.buffers, key=lambda one: 0 if one.data is None else len(one.data))
     weights = bytes(bytearray(held.data))
     held.data, held.offset, held.size = None, 1, 1
-    placed = metadata._packed(graph, len(model))
+    placed = metadata.packed(graph, len(model))
     held.offset, held.size = -(-len(placed) // 16) * 16, len(weights)
-    placed = metadata._packed(graph, len(model))
+    placed = metadata.packed(graph, len(model))
     return placed + bytes(held.offset - len(placed)) + weights
 
 
