@@ -58,6 +58,7 @@ def write_bundle(
     *,
     labels: Sequence[str],
     resize: str,
+    stored: int | None = None,
     name: str = "image classifier",
     facts: Mapping[str, Any] | None = None,
 ) -> Bundle:
@@ -66,7 +67,8 @@ def write_bundle(
     Where channels are normalised by numbers of their own, which MediaPipe cannot do, the model in the bundle takes
     pixels in [0, 1] and normalises them itself.
 
-    resize: the rule by which images were brought to the input size.  facts: what else model.json is to hold (accuracy,
+    resize: the rule by which images were brought to the input size.  stored: the side in pixels of the squares that
+    they were brought to first, where that is not the input size.  facts: what else model.json is to hold (accuracy,
     latency).  Raises ExportError where the artifact cannot be used by MediaPipe, the labels do not fit or the disk does
     not take it.
     """
@@ -89,7 +91,7 @@ def write_bundle(
         (part / MODEL).write_bytes(made)
         (part / LABELS).write_bytes(lines)
         _write_json(part / DESCRIPTION, _description(artifact, taken, part / MODEL, labels, resize, name, facts or {}))
-        (part / EXAMPLE).write_text(_example(taken), encoding="utf-8")
+        (part / EXAMPLE).write_text(_example(taken, stored), encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         part.replace(folder)
@@ -167,9 +169,10 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
         raise ExportError(f"{DESCRIPTION} cannot hold NaN or infinite numbers: {error}") from error
 
 
-def _example(spec: InputSpec) -> str:
+def _example(spec: InputSpec, stored: int | None) -> str:
     listed = {
         key: ", ".join(f"{value!r}f" for value in values) for key, values in (("mean", spec.mean), ("std", spec.std))
     }
     template = Template(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.substitute(model=MODEL, labels=LABELS, width=spec.width, height=spec.height, **listed)
+    sides = {"stored_width": stored or spec.width, "stored_height": stored or spec.height}
+    return template.substitute(model=MODEL, labels=LABELS, width=spec.width, height=spec.height, **sides, **listed)

@@ -15,7 +15,7 @@ from torch import nn
 import exporters
 from exporters import manifest
 from mobileprune.budget import shown
-from mobileprune.data import RESIZE_RULE, load_data
+from mobileprune.data import load_data
 from mobileprune.errors import UsageError
 from mobileprune.models import check_outputs, find_model, load_checkpoint
 from mobileprune.progress import Display
@@ -107,7 +107,7 @@ def _files(
         with display.work("exporting", f"{name} in {precision}, and its verification", 1):
             written.append(job.write(path, name))
     manifest.write_manifest(
-        folder, [entry_of(one) for one in written], labels=classes, resize=RESIZE_RULE, extra={"name": label}
+        folder, [entry_of(one) for one in written], labels=classes, resize=images.resize, extra={"name": label}
     )
     for one in written:
         if one.artifact.format == "tflite":

@@ -9,7 +9,6 @@ from typing import Any
 import exporters
 from exporters import manifest, verify
 from exporters.manifest import Entry as FileEntry
-from mobileprune.data import RESIZE_RULE
 from mobileprune.run import Entry
 from mobileprune.stages.context import Context
 from mobileprune.stages.files import FORMATS, Images, Job, Written, refused
@@ -77,6 +76,7 @@ def _written(ctx: Context, network: Network, folder: Path, name: str, owner: str
         "accuracy": written.verification.accuracy,
         "test_accuracy": tested,
         "images": written.verification.samples,
+        "resize": images.resize,
     }
 
 
@@ -97,7 +97,7 @@ def write_manifests(ctx: Context) -> None:
         folder = (ctx.run.path / entries[0]["path"]).parent
         described = [_entry(ctx, e, measured, f"{name}.{e['artifact']['format']}") for e in entries]
         extra = {"name": f"{ctx.source.name} {'base' if owner == 'base' else owner}", "seed": ctx.seed}
-        manifest.write_manifest(folder, described, labels=ctx.classes, resize=RESIZE_RULE, extra=extra)
+        manifest.write_manifest(folder, described, labels=ctx.classes, resize=entries[0]["resize"], extra=extra)
 
 
 def _entry(ctx: Context, entry: Entry, measured: Entry | None, name: str) -> FileEntry:

@@ -58,6 +58,20 @@ class Images:
         return self.view(self.validation.images).contiguous().numpy()
 
     @property
+    def stored(self) -> int | None:
+        """The side of the stored squares, in pixels, which ``view`` makes smaller; None without data."""
+        return None if self.validation is None else int(self.validation.images.shape[-1])
+
+    @property
+    def resize(self) -> str:
+        """How an image becomes the network's input, in words."""
+        if self.stored in (None, self.view.size):
+            return RESIZE_RULE
+        return RESIZE_RULE.replace("the input size", f"{self.stored} pixels").replace(
+            "centre crop", f"centre crop, to {self.view.size} pixels in the same way"
+        )
+
+    @property
     def labels(self) -> NDArray[np.int64] | None:
         return None if self.validation is None else self.validation.labels.numpy()
 
@@ -159,7 +173,10 @@ class Job:
             if artifact.precision not in ANDROID_PRECISIONS:
                 kept = written.quantised.kept_names if written.quantised else ()
                 artifact = self._calibrated(Path(temporary) / "model.tflite", "tflite", _ANDROID_INTEGER, kept)
-            return write_bundle(artifact, folder, labels=labels, resize=RESIZE_RULE, name=name, facts=facts).folder
+            images = self.images
+            return write_bundle(
+                artifact, folder, labels=labels, resize=images.resize, stored=images.stored, name=name, facts=facts
+            ).folder
 
 
 def refused(name: str, precision: str) -> str | None:

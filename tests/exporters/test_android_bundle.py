@@ -27,6 +27,7 @@ from exporters.runtimes import LiteRuntime
 from exporters.verify import torch_logits
 from mobileprune.data import RESIZE_RULE
 from mobileprune.data.images import square
+from mobileprune.training.batches import View
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 LABELS = ["zero", "eins", "deux", "três", "четыре"]
@@ -201,13 +202,14 @@ fun main() {
 """
 
 
-def test_kotlin_resizes_as_the_training_did(shelf: Shelf, tmp_path: Path) -> None:
-    """The pure half of Classifier.kt, compiled and run."""
+@pytest.mark.parametrize("stored", [None, 24])
+def test_kotlin_resizes_as_the_training_did(stored: int | None, shelf: Shelf, tmp_path: Path) -> None:
+    """The pure half of Classifier.kt, compiled and run; also where training made its stored images smaller."""
     need_format("tflite")
     if shutil.which("kotlinc") is None or shutil.which("java") is None:
         absent("kotlinc and java are not installed here; run: apt-get install kotlin")
     artifact = even(shelf.get("mobile", "tflite"))
-    bundle = write_bundle(artifact, tmp_path / "android", labels=LABELS, resize=RESIZE_RULE)
+    bundle = write_bundle(artifact, tmp_path / "android", labels=LABELS, resize=RESIZE_RULE, stored=stored)
     source = bundle.example.read_text(encoding="utf-8")
     pure = "import kotlin.math.*\n" + source[source.index("/** What was done") :] + MAIN
     (tmp_path / "Pure.kt").write_text(pure, encoding="utf-8")
@@ -222,7 +224,9 @@ def test_kotlin_resizes_as_the_training_did(shelf: Shelf, tmp_path: Path) -> Non
         pixels, values = (np.array(line.split(), np.float64) for line in done.stdout.splitlines())
         argb = pixels.astype(np.int64)
         got = np.stack([(argb >> shift) & 255 for shift in (16, 8, 0)]).reshape(3, 16, 16)
-        assert np.abs(got - square(Image.fromarray(image), 16)).max() <= 1  # Pillow rounds its weights to 8 bits
+        kept = torch.from_numpy(square(Image.fromarray(image), stored or 16))[None]
+        seen = View(16, (0.0,) * 3, (1.0,) * 3)(kept)[0].numpy() * 255  # what training and evaluation see
+        assert np.abs(got - seen).max() <= 2  # Pillow rounds its weights to 8 bits, and the app each step to integers
         wanted = normalised(got.astype(np.float32), artifact.input).transpose(1, 2, 0)
         assert np.allclose(values.reshape(16, 16, 3), wanted, atol=1e-5)
 
