@@ -54,7 +54,7 @@ def profile(
         return
     if device is None:
         raise UsageError("nothing to profile: name a run folder, or a device with --device and networks with --model")
-    from mobileprune.measuring import calibrate_with, profile_with
+    from mobileprune.profiling import calibrate_with, profile_with
 
     display = make_display()
     how = {"image_size": image_size, "name": name, "output": output, "threads": threads, "rounds": rounds}

@@ -15,7 +15,7 @@ from device_profiles.operators import count
 from device_profiles.profile import DeviceProfile, load_profile
 from device_profiles.runners import google
 from device_profiles.sustained import Point, Sustained
-from mobileprune import measuring
+from mobileprune import measuring, profiling
 from mobileprune.errors import UsageError
 from mobileprune.progress import Quiet
 
@@ -105,7 +105,7 @@ def test_devices_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_real_host_is_profiled_and_its_profile_is_found(files: list[Path], tmp_path: Path) -> None:
     named = {path.stem: path for path in files}
-    found, path = measuring.profile_connected(
+    found, path = profiling.profile_connected(
         "host", named, name="my-host", output=None, display=Quiet(), rounds=2, round_seconds=0.0
     )
     assert path == tmp_path / "profiles" / "my-host.toml"
@@ -115,7 +115,7 @@ def test_the_real_host_is_profiled_and_its_profile_is_found(files: list[Path], t
 
 
 def test_a_model_is_written_at_several_sizes(tmp_path: Path) -> None:
-    found = measuring.network_files(f"{TINY}:tiny", tmp_path, format="onnx", image_size=16, shares=(1.0, 0.99, 0.5))
+    found = profiling.network_files(f"{TINY}:tiny", tmp_path, format="onnx", image_size=16, shares=(1.0, 0.99, 0.5))
     assert set(found) == {"tiny-16", "tiny-8"}  # a size that comes twice is written once
     small, large = (count(found[name]).macs for name in ("tiny-8", "tiny-16"))
     assert 0 < 3 * small < large
@@ -132,8 +132,8 @@ def test_a_calibrated_profile_is_written_where_it_is_wanted(
         asked.append((shipped.name, device.profile.name, list(anchors.values())))
         return replace(shipped, name=name)
 
-    monkeypatch.setattr(measuring, "calibrate_profile", calibrated)
-    found, path = measuring.calibrate_connected(
+    monkeypatch.setattr(profiling, "calibrate_profile", calibrated)
+    found, path = profiling.calibrate_connected(
         "pixel-3", "host", files[:2], name="mine", output=tmp_path / "mine.toml", display=Quiet()
     )
     assert asked == [("pixel-3", "host", files[:2])]
