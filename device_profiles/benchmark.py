@@ -36,6 +36,7 @@ SPREAD_LIMIT = 0.05  # half-width of the interval, relative, from which on a lat
 # From here on a strict measurement is refused: such numbers are off by more than any choice between networks matters.
 _DRIFT_REFUSED = 0.25
 _SPREAD_REFUSED = 0.5
+_TRIES = 3  # of a strict measurement, before it is refused
 _ROUNDS_FOR_95 = 6  # order statistics of fewer values cannot carry 95 %
 _WARM_UP_S = 0.1
 
@@ -106,7 +107,7 @@ class Measurement:
         return cls(**{**fields, "round_minima_ms": tuple(data["round_minima_ms"]), "delegation": delegation})
 
     @classmethod
-    def of(cls, rounds: list[Round], loaded: Loaded, *, threads: int, origin: str = "measured") -> Measurement:
+    def of(cls, rounds: list[Round], loaded: Loaded, threads: int, origin: str) -> Measurement:
         minima = tuple(one.minimum_ms for one in rounds)
         low, high = median_interval(minima)
         return cls(
@@ -204,9 +205,10 @@ def benchmark(
     """Measure the files (name -> path) on the device, together.
 
     rounds, min_runs, min_seconds, seed: see `Protocol`. threads: the profile's unless given. delegate, core_mask: see
-    `Device.session`. gate: how long a hot device may cool down before. strict: refuse a measurement that other
-    programs or heat disturbed too much, where else a warning stands in the report. progress: called with (file-rounds
-    done, in all). timeout_s: how long one load or one round may take before the device counts as hanging.
+    `Device.session`. gate: how long a hot device may cool down before. strict: where other programs disturb the device
+    too much, begin the rounds anew and refuse in the end, where else a warning stands in the report. progress: called
+    with (file-rounds done, in all). timeout_s: how long one load or one round may take before the device counts as
+    hanging.
     A device that only predicts (`Device.predictions`) is asked for that instead, and the rounds are left out.
     Raises DeviceError, with nothing measured, for files the device cannot run, for a device that is or becomes too hot,
     and for one that fails on the way.
@@ -220,16 +222,27 @@ def benchmark(
     check_files(files, info)
     predicted = device.predictions(files, threads=threads)
     if predicted is not None:
+        if core_mask is not None:
+            raise DeviceError(f"{info.name} is predicted, for cores that nobody chose: leave the core mask out")
         return _predicted(info, protocol, predicted, device.state(), threads)
-    before, waited_s = wait_until_ready(device, gate or Gate())
+    gate = gate or Gate()
+    before, waited_s = wait_until_ready(device, gate)
     how = {"threads": threads, "delegate": delegate, "core_mask": core_mask}
-    with device.session(files, timeout_s=timeout_s, **how) as session:  # type: ignore[arg-type]
-        times = _interleave(session, list(files), protocol, progress)
-        loaded = {name: session.loaded(name) for name in files}
-    after = device.state()
     origin = "emulated" if info.emulated else "measured"
-    found = {name: Measurement.of(times[name], one, threads=threads, origin=origin) for name, one in loaded.items()}
-    _refuse(info, found, after, strict=strict)
+    with device.session(files, timeout_s=timeout_s, **how) as session:  # type: ignore[arg-type]
+        for left in reversed(range(_TRIES)):
+            times = _interleave(session, list(files), protocol, progress)
+            loaded = {name: session.loaded(name) for name in files}
+            found = {name: Measurement.of(times[name], one, threads, origin) for name, one in loaded.items()}
+            trouble = _trouble(info, found) if strict else None
+            if trouble is None:
+                break
+            if not left:
+                raise DeviceError(f"{trouble} ({_TRIES} tries were made)")
+            before, longer = wait_until_ready(device, gate)  # it may have been heat
+            waited_s += longer
+    after = device.state()
+    _refuse_throttled(info, found, after)
     emulated = [f"{info.name} is emulated: its times say nothing of a real device"] if info.emulated else []
     warnings = emulated + _warnings(found, before, after, threads)
     return Report(info, protocol, found, before, after, warnings, delegate, core_mask, waited_s)
@@ -293,27 +306,31 @@ def check_files(files: Mapping[str, Path], info: DeviceInfo) -> None:
             )
 
 
-def _refuse(info: DeviceInfo, found: Mapping[str, Measurement], after: DeviceState, *, strict: bool) -> None:
-    """Raises DeviceError where the numbers would mislead."""
+def _refuse_throttled(info: DeviceInfo, found: Mapping[str, Measurement], after: DeviceState) -> None:
+    """Raises DeviceError for a device that became hot and slower: its numbers would mislead."""
     change = drift(found)
     if change > DRIFT_LIMIT and after.hot:
         raise DeviceError(
             f"{info.name} throttled while it was measured: it {after.hot}, and the second half of the rounds was "
             f"{change:.0%} slower than the first; let it cool, or measure fewer files at a time"
         )
-    if not strict:
-        return
+
+
+def _trouble(info: DeviceInfo, found: Mapping[str, Measurement]) -> str | None:
+    """Why no latency can be told from these rounds, in a sentence, or nothing."""
+    change = drift(found)
     if abs(change) > _DRIFT_REFUSED:
-        raise DeviceError(
+        return (
             f"{info.name} drifted by {change:+.0%} from the first to the second half of the rounds, so no latency can "
             "be told; close other programs, let it come to rest and measure again"
         )
     for name, one in found.items():
         if one.spread > _SPREAD_REFUSED:
-            raise DeviceError(
+            return (
                 f"{name}: the rounds disagree by ±{one.spread:.0%}, so no latency can be told; close other programs "
                 "or ask for more and longer rounds"
             )
+    return None
 
 
 def _warnings(

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from device_profiles.devices import adb, open_device, ssh
 from device_profiles.devices.base import DeviceInfo, DeviceState
+from device_profiles.devices.resolve import meant, resolve
 from device_profiles.errors import DeviceError
 from device_profiles.profile import DeviceProfile, catalog, load_profile, user_profiles
+
+PLACES = ("connected", "host", "own", "catalog")  # where something is found, in the order in which it is listed
+_PLUG_IN = "plug one in with USB debugging on: `adb devices` must list it"
 
 
 @dataclass(frozen=True)
 class Known:
-    """Something that --device takes. name: how it is asked for. place: "connected", "host", "own" or "catalog".
+    """Something that --device takes. name: how it is asked for. place: one of `PLACES`; a profile whose device is
+    connected is "connected", too.
 
     latency: "measured", "predicted", "emulated", or "none" where nothing can be timed now. runtimes: file suffix ->
-    runtime. threads: the profile's. typical_error, guaranteed_error: of predictions. obstacles: what stands in the way
-    of measuring, and what else could be had, each a sentence with its remedy.
+    runtime. threads: the profile's; thread_choices: what else may be asked for, any number where that is empty.
+    typical_error, guaranteed_error: of predictions. obstacles: what stands in the way of measuring, and what else could
+    be had, each a sentence with its remedy.
     """
 
     name: str
@@ -34,12 +40,14 @@ class Known:
     cores: int | None = None
     precision: str = "float32"
     threads: int | None = None
+    thread_choices: tuple[int, ...] = ()
     typical_error: float | None = None
     guaranteed_error: float | None = None
     obstacles: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "delegates": list(self.delegates), "obstacles": list(self.obstacles)}
+        lists = {name: list(getattr(self, name)) for name in ("delegates", "thread_choices", "obstacles")}
+        return {**asdict(self), **lists}
 
 
 def inventory(hosts: Sequence[str] = ()) -> list[Known]:
@@ -47,26 +55,26 @@ def inventory(hosts: Sequence[str] = ()) -> list[Known]:
 
     Nothing is raised: what cannot be asked is listed with the reason.
     """
-    boards = [_board(address) for address in dict.fromkeys([*hosts, *ssh.known_hosts()])]
-    known = [_profile(name, "own") for name in user_profiles()] + [_profile(name, "catalog") for name in catalog()]
-    return [*_phones(), *boards, _host(), *(one for one in known if one.name != "host")]
-
-
-def _phones() -> Iterator[Known]:
     try:
         phones = adb.connected()
+        listed = [_phone(one) for one in phones] or [_no_phone("no phone is connected", _PLUG_IN)]
     except DeviceError as error:
-        yield Known("adb", "connected", "Android phones", "none", {}, obstacles=(str(error),))
-        return
-    if not phones:
-        advice = "plug one in with USB debugging on: `adb devices` must list it"
-        yield Known("adb", "connected", "no phone is connected", "none", {}, obstacles=(advice,))
-    for phone in phones:
-        name = f"adb://{phone.serial}"
-        if phone.info is None:
-            yield Known(name, "connected", f"a phone that is {phone.state}", "none", {}, obstacles=phone.obstacles)
-        else:
-            yield _measured(name, "connected", phone.info, phone.obstacles)
+        phones, listed = [], [_no_phone("Android phones", str(error))]
+    boards = [_board(address) for address in dict.fromkeys([*hosts, *ssh.known_hosts()])]
+    named = [(name, "own") for name in user_profiles()] + [(name, "catalog") for name in catalog() if name != "host"]
+    known = [*listed, *boards, _host(), *(_profile(name, place, phones) for name, place in named)]
+    return sorted(known, key=lambda one: PLACES.index(one.place))
+
+
+def _phone(phone: adb.Connected) -> Known:
+    name = f"adb://{phone.serial}"
+    if phone.info is None:
+        return Known(name, "connected", f"a phone that is {phone.state}", "none", {}, obstacles=phone.obstacles)
+    return _measured(name, "connected", phone.info, phone.obstacles)
+
+
+def _no_phone(title: str, advice: str) -> Known:
+    return Known("adb", "connected", title, "none", {}, obstacles=(advice,))
 
 
 def _board(address: str) -> Known:
@@ -107,34 +115,52 @@ def _measured(
 
 
 def _in_the_way(state: DeviceState) -> tuple[str, ...]:
-    found = []
-    if state.power_saver:
-        found.append("its battery saver is on, which slows it down: switch it off")
-    if state.hot:
-        found.append(f"it {state.hot}: let it cool")
-    if state.busy is not None and state.busy > 0.5:
-        found.append(f"other programs keep {state.busy:.0%} of it busy: close them")
-    return tuple(found)
+    busy = state.busy or 0.0
+    others = (f"other programs keep {busy:.0%} of it busy: close them",) if busy > 0.5 else ()
+    return state.obstacles + others
 
 
-def _profile(name: str, place: str) -> Known:
+def _profile(name: str, place: str, phones: Sequence[adb.Connected]) -> Known:
+    """A profile: its device where that is connected, else what it predicts."""
     try:
         profile = load_profile(name)
+        if profile.kind == "ssh":
+            profile = resolve(name)
     except DeviceError as error:
         return Known(name, place, "a profile that cannot be read", "none", {}, obstacles=(str(error),))
+    if profile.kind == "host":
+        return replace(_host(), name=name, place=place, threads=profile.threads)
+    if profile.kind == "ssh" and profile.address:
+        return replace(_board(profile.address), name=name, threads=profile.threads)
+    found = meant(profile, phones)
+    if len(found) == 1 and (info := found[0].info):
+        return _measured(name, "connected", info, found[0].obstacles, profile)
+    return _prediction(name, place, profile, found)
+
+
+def _prediction(name: str, place: str, profile: DeviceProfile, phones: Sequence[adb.Connected]) -> Known:
+    """What a profile says without its device. phones: several that it may mean, or none."""
     models = {model.threads: model for model in profile.latency}
     model = models.get(profile.threads)
-    runtime = f"{profile.runtime}" if model is None else model.runtime
+    title = profile.title.removesuffix(" (predicted)")
+    obstacles = []
+    if phones:
+        names = " or ".join(f"adb://{one.serial}" for one in phones)
+        obstacles.append(f"{len(phones)} phones are connected that it may mean: name {names}")
+    elif not models:
+        obstacles.append(f"no {title} is connected, and the profile predicts no latencies: connect it")
     return Known(
         name=name,
         place=place,
-        title=profile.title.removesuffix(" (predicted)"),
-        latency="predicted" if profile.kind == "predicted" else "measured",
-        runtimes={f".{profile.format}": runtime},
+        title=title,
+        latency="predicted" if models and not phones else "none",
+        runtimes={f".{profile.format}": model.runtime if model else profile.runtime},
         soc=profile.soc,
         cores=profile.cores,
         precision=profile.precision,
         threads=profile.threads,
+        thread_choices=tuple(sorted(models)),
         typical_error=model.typical_error if model else None,
         guaranteed_error=model.guaranteed_error if model else None,
+        obstacles=tuple(obstacles),
     )

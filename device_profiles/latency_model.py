@@ -13,12 +13,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from device_profiles import rules
 from device_profiles.errors import ProfileError
 from device_profiles.operators import KINDS
+from device_profiles.rules import Rule, short
 
 FREE_KINDS = frozenset(("view", "fused"))  # what costs nothing at run time
 _KINDS = frozenset(KINDS) - FREE_KINDS - {"unsupported"}
@@ -87,46 +89,14 @@ class LatencyModel:
             raise ProfileError(f"[[latency]]: {error}") from error
 
 
-def short(value: object) -> str:
-    """A value as it stands in an error, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-# A rule says what is wrong with a value, as the end of a sentence that starts with "key = value", or nothing.
-_Rule = Callable[[Any], str | None]
-
-
-def _integer(low: int, high: int) -> _Rule:
-    def rule(value: object) -> str | None:
-        if type(value) is not int:  # a bool is an int, too
-            return "must be a whole number"
-        return None if low <= value <= high else f"must be from {low} to {high}"
-
-    return rule
-
-
-def _number(high: float) -> _Rule:
-    def rule(value: object) -> str | None:
-        if type(value) not in (int, float):
-            return "must be a number"
-        return None if 0 <= value <= high else f"must be from 0 to {high:g}"  # type: ignore[operator]
-
-    return rule
-
-
 def _error(value: object) -> str | None:
     if type(value) is not float or not 0 < value < 1:
         return "must be a share above 0 and below 1"
     return None
 
 
-def _text(value: object) -> str | None:
-    return None if isinstance(value, str) and value.strip() else "must be text, and not empty"
-
-
 def _texts(value: object) -> str | None:
-    if not isinstance(value, tuple) or not value or any(_text(one) for one in value):
+    if not isinstance(value, tuple) or not value or any(rules.text(one) for one in value):
         return "must be a list of texts, at least one"
     return None
 
@@ -140,24 +110,24 @@ def _range(value: object) -> str | None:
 def _per_kind(value: object) -> str | None:
     if not isinstance(value, dict) or not value:
         return "must be a table with a number for each kind of operator"
-    for kind, number in value.items():
+    for kind, one in value.items():
         if kind not in _KINDS:
             return f"has {kind!r}, which is no kind of operator with a cost; these are {', '.join(sorted(_KINDS))}"
-        if problem := _number(_MOST)(number):
-            return f"has a wrong entry: {kind} = {short(number)} {problem}"
+        if problem := rules.number(_MOST)(one):
+            return f"has a wrong entry: {kind} = {short(one)} {problem}"
     return None
 
 
-_RULES: dict[str, _Rule] = {
-    "threads": _integer(1, 256),
-    "runtime": _text,
-    "ms_per_operator": _number(_MOST),
-    "ms_per_mb_weights": _number(_MOST),
+_RULES: dict[str, Rule] = {
+    "threads": rules.integer(1, 256),
+    "runtime": rules.text,
+    "ms_per_operator": rules.number(_MOST),
+    "ms_per_mb_weights": rules.number(_MOST),
     "ms_per_gmac": _per_kind,
     "ms_per_million_activations": _per_kind,
     "typical_error": _error,
     "guaranteed_error": _error,
-    "rows": _integer(1, 10**6),
+    "rows": rules.integer(1, 10**6),
     "families": _texts,
     "macs": _range,
     "input_elements": _range,

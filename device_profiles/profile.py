@@ -9,13 +9,15 @@ import os
 import re
 import tempfile
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from device_profiles import rules
 from device_profiles.errors import ProfileError
-from device_profiles.latency_model import LatencyModel, short
+from device_profiles.latency_model import LatencyModel
+from device_profiles.rules import Rule, short
 
 SCHEMA = 1
 CATALOG = Path(__file__).parent / "catalog"
@@ -202,7 +204,7 @@ def from_table(table: Mapping[str, Any]) -> DeviceProfile:
     required = ["schema", *(name for name, field in fields.items() if field.default is dataclasses.MISSING)]
     if missing := [key for key in required if key not in table]:
         raise ProfileError(f"the key {missing[0]!r} is missing")
-    if problem := _one_of(SCHEMA)(table["schema"]):
+    if problem := rules.one_of(SCHEMA)(table["schema"]):
         raise ProfileError(f"schema = {table['schema']!r} {problem}; another version of mobileprune wrote this profile")
     values = {key: value for key, value in table.items() if key != "schema"}
     if "latency" in values:
@@ -210,30 +212,6 @@ def from_table(table: Mapping[str, Any]) -> DeviceProfile:
             raise ProfileError("latency must be tables, each headed [[latency]]")
         values["latency"] = tuple(LatencyModel.from_table(one) for one in values["latency"])
     return DeviceProfile(**values)
-
-
-# A rule says what is wrong with a value, as the end of a sentence that starts with "key = value", or nothing.
-_Rule = Callable[[object], str | None]
-
-
-def _one_of(*choices: object) -> _Rule:
-    words = " or ".join(repr(choice) for choice in choices)
-    return lambda value: None if (type(value), value) in [(type(c), c) for c in choices] else f"must be {words}"
-
-
-def _integer(low: int, high: int) -> _Rule:
-    def rule(value: object) -> str | None:
-        if type(value) is not int:  # a bool is an int, too
-            return "must be a whole number"
-        return None if low <= value <= high else f"must be from {low} to {high}"
-
-    return rule
-
-
-def _text(value: object) -> str | None:
-    if not isinstance(value, str):
-        return "must be text"
-    return None if value.strip() else "must not be empty"
 
 
 def _identifier(value: object) -> str | None:
@@ -254,7 +232,7 @@ def _steps(value: object) -> str | None:
     for kind, step in value.items():
         if kind not in STEP_KINDS:
             return f"has {kind!r}, which is no kind of convolution with a step; these are {', '.join(STEP_KINDS)}"
-        if problem := _integer(1, 256)(step):
+        if problem := rules.integer(1, 256)(step):
             return f"has a wrong entry: {kind} = {step!r} {problem}"
     return None
 
@@ -263,18 +241,18 @@ def _is_models(value: object) -> bool:
     return isinstance(value, tuple) and all(isinstance(one, LatencyModel) for one in value)
 
 
-_RULES: dict[str, _Rule] = {
+_RULES: dict[str, Rule] = {
     "name": _identifier,
-    "title": _text,
-    "kind": _one_of("host", "adb", "ssh", "predicted"),
-    "runtime": _one_of(*FORMAT_OF_RUNTIME),
-    "format": _one_of(*FORMAT_OF_RUNTIME.values()),
-    "precision": _one_of("float32", "float16", "int8"),
-    "threads": _integer(1, 256),
-    "channel_step": _integer(1, 256),
-    "provenance": _text,
-    "soc": _text,
-    "cores": _integer(1, 4096),
+    "title": rules.text,
+    "kind": rules.one_of("host", "adb", "ssh", "predicted"),
+    "runtime": rules.one_of(*FORMAT_OF_RUNTIME),
+    "format": rules.one_of(*FORMAT_OF_RUNTIME.values()),
+    "precision": rules.one_of("float32", "float16", "int8"),
+    "threads": rules.integer(1, 256),
+    "channel_step": rules.integer(1, 256),
+    "provenance": rules.text,
+    "soc": rules.text,
+    "cores": rules.integer(1, 4096),
     "channel_steps": _steps,
     "address": _address,
     "latency": lambda value: None if _is_models(value) else "must be tables, each headed [[latency]]",

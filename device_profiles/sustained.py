@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from device_profiles.benchmark import check_files
-from device_profiles.devices.base import Device, DeviceInfo, DeviceState, Session
+from device_profiles.devices.base import Delegation, Device, DeviceInfo, DeviceState, Session
 from device_profiles.errors import DeviceError
 from device_profiles.robust import median
 from device_profiles.thermal import Gate, wait_until_ready
@@ -38,7 +38,9 @@ class Point:
 class Sustained:
     """A file run without a pause. first_ms, last_ms: median over the first tenth and the last quarter of the points.
 
-    throttled_after_s: from when on every point was more than 5 % slower than first_ms, if that ever came.
+    throttled_after_s: from when on every point was more than 5 % slower than first_ms, if that ever came. before,
+    after: the device's state around the run. delegation: what ran the graph. delegate, core_mask: what was asked for.
+    waited_s: how long the device was left to cool before.
     """
 
     device: DeviceInfo
@@ -52,13 +54,18 @@ class Sustained:
     throttled_after_s: float | None
     before: DeviceState
     after: DeviceState
+    delegation: Delegation | None = None
+    delegate: str = "cpu"
+    core_mask: int | None = None
+    waited_s: float = 0.0
 
     @property
     def verdict(self) -> str:
         """What the curve says, in one sentence."""
-        minutes = self.points[-1].time_s / 60
+        seconds = self.points[-1].time_s
+        long = f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.2g} min"
         change = self.last_ms / self.first_ms - 1
-        told = f"from {self.first_ms:.3g} to {self.last_ms:.3g} ms ({change:+.0%}) over {minutes:.2g} min"
+        told = f"from {self.first_ms:.3g} to {self.last_ms:.3g} ms ({round(change, 2) + 0.0:+.0%}) over {long}"
         if self.throttled_after_s is not None:
             return f"{self.device.name} throttles after {self.throttled_after_s:.0f} s: {told}"
         if abs(change) > THROTTLED:
@@ -76,6 +83,7 @@ class Sustained:
             "before": DeviceState.from_dict(data["before"]),
             "after": DeviceState.from_dict(data["after"]),
             "points": tuple(Point(**one) for one in data["points"]),
+            "delegation": Delegation.of(data.get("delegation")),
         }
         return cls(**{key: value for key, value in {**data, **parts}.items() if key != "verdict"})
 
@@ -105,7 +113,7 @@ def sustained(
     info = device.describe()
     check_files({path.name: path}, info)
     threads = device.profile.threads if threads is None else threads
-    before, _ = (device.state(), 0.0) if info.kind == "predicted" else wait_until_ready(device, gate or Gate())
+    before, waited_s = wait_until_ready(device, gate or Gate())
     how = {"threads": threads, "delegate": delegate, "core_mask": core_mask}
     with device.session({path.name: path}, timeout_s=timeout_s, **how) as session:  # type: ignore[arg-type]
         points = _curve(device, session, path.name, seconds, progress)
@@ -123,6 +131,10 @@ def sustained(
         throttled_after_s=_throttled_after(points, first),
         before=before,
         after=device.state(),
+        delegation=loaded.delegation,
+        delegate=delegate,
+        core_mask=core_mask,
+        waited_s=waited_s,
     )
 
 

@@ -15,11 +15,12 @@ from rich.text import Text
 
 from device_profiles.benchmark import Report, benchmark
 from device_profiles.devices import open_device
+from device_profiles.devices.base import Delegation, DeviceState
 from device_profiles.inventory import Known, inventory
 from device_profiles.runners import google
 from device_profiles.sustained import Sustained, sustained
 from mobileprune.errors import UsageError
-from mobileprune.progress import Display, waiting_gate
+from mobileprune.progress import Display, duration, waiting_gate
 
 COOL_DOWN_S = 300.0
 _UNITS = {"": 1.0, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
@@ -60,7 +61,8 @@ def _runs(one: Known) -> str:
     if one.runtimes and one.delegates != ("cpu",):
         parts.append(f"on {', '.join(one.delegates)}")
     if one.runtimes and one.threads:
-        parts.append(f"{one.threads} thread{'s' * (one.threads > 1)}")
+        others = [str(count) for count in one.thread_choices if count != one.threads]
+        parts.append(" or ".join([_threads(one.threads), *others]))
     return "\n".join(parts)
 
 
@@ -120,7 +122,8 @@ def bench_files(
     files = by_name(paths)
     opened = open_device(device)
     try:
-        with display.work("measuring", f"{len(files)} files on {opened.profile.name}", 1) as advance:
+        what = f"{len(files)} file{'s' * (len(files) > 1)} on {opened.profile.name}"
+        with display.work("measuring", what, 1) as advance:
             return benchmark(
                 opened,
                 files,
@@ -151,9 +154,8 @@ def sustain_file(
     """Run one model file for so long without a pause: its throttling curve. The options are those of `bench_files`."""
     opened = open_device(device)
     try:
-        with display.work(
-            "measuring", f"{path.name} on {opened.profile.name} for {seconds / 60:.3g} min", 1
-        ) as advance:
+        what = f"{path.name} on {opened.profile.name} for {duration(seconds)}"
+        with display.work("measuring", what, 1) as advance:
             return sustained(
                 opened,
                 path,
@@ -177,20 +179,35 @@ def by_name(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def bench_table(report: Report) -> Table:
-    """A report for people; latency with its 95 % interval."""
+    """A report for people. Under the interval stands half its width, relative to the latency."""
     table = Table(box=SIMPLE_HEAD, header_style="bold")
     table.add_column("file and what ran it", overflow="fold", min_width=20)
     for heading in ("latency, ms", "95 % interval", "p50, p90", "init", "memory"):
         table.add_column(heading, justify="right")
     for label, one in zip(_labels(list(report.measurements)), report.measurements.values(), strict=True):
+        how = _how(one.runtime, one.delegation, one.threads, report.core_mask, one.origin)
+        described = Text(f"{label}\n") + Text(how, style="dim")
+        between = f"{_ms(one.low_ms)} to {_ms(one.high_ms)}"
+        if not one.runs:  # predicted: nothing ran
+            table.add_row(described, _ms(one.latency_ms), f"{between}\nby the error", "", "", "")
+            continue
         memory = "" if one.peak_memory_mb is None else f"{one.peak_memory_mb:.0f} MB"
-        interval = f"{_ms(one.low_ms)} to {_ms(one.high_ms)}"
-        last = (f"{_ms(one.p50_ms)}, {_ms(one.p90_ms)}", f"{one.init_ms:.0f} ms", memory)
-        threads = f"{one.threads} thread{'s' * (one.threads > 1)}"
-        ran = [one.runtime, *([str(one.delegation)] if one.delegation else []), f"{threads}, {one.origin}"]
-        described = Text(f"{label}\n") + Text("; ".join(ran), style="dim")
-        table.add_row(described, _ms(one.latency_ms), interval, *last)
+        quantiles = f"{_ms(one.p50_ms)}, {_ms(one.p90_ms)}"
+        spread = f"±{100 * one.spread:.1f} %"
+        table.add_row(
+            described, _ms(one.latency_ms), f"{between}\n{spread}", quantiles, f"{one.init_ms:.0f} ms", memory
+        )
     return table
+
+
+def _how(runtime: str, delegation: Delegation | None, threads: int, core_mask: int | None, origin: str) -> str:
+    """What ran a file, on what, and what its times are."""
+    cores = "" if core_mask is None else f" on the cores {core_mask:x}"
+    return "; ".join([runtime, *([str(delegation)] if delegation else []), f"{_threads(threads)}{cores}, {origin}"])
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
 
 
 def _labels(names: Sequence[str]) -> list[str]:
@@ -207,10 +224,10 @@ def _ms(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def bench_states(report: Report) -> str | None:
-    """The device before and after, in a line, as far as it tells."""
-    told = []
-    for words, state in (("before", report.before), ("after", report.after)):
+def states_line(before: DeviceState, after: DeviceState, waited_s: float = 0.0) -> str | None:
+    """The device before and after, in a line, as far as it tells. waited_s: how long it was left to cool before."""
+    told = [f"left to cool for {waited_s:.0f} s"] if waited_s else []
+    for words, state in (("before", before), ("after", after)):
         parts = [
             None if state.temperature_c is None else f"{state.temperature_c:.0f} °C",
             None if state.thermal_status is None else f"thermal status {state.thermal_status}",
@@ -220,19 +237,22 @@ def bench_states(report: Report) -> str | None:
         ]
         if known := ", ".join(part for part in parts if part):
             told.append(f"{words}: {known}")
-    if report.waited_s:
-        told.insert(0, f"left to cool for {report.waited_s:.0f} s")
     return "; ".join(told) or None
 
 
 def sustained_table(found: Sustained, rows: int = 12) -> Table:
-    """The throttling curve for people, thinned out to so many rows; its verdict is the title."""
-    table = Table(title=found.verdict, title_justify="left", box=SIMPLE_HEAD, header_style="bold")
+    """The throttling curve for people, thinned out to so many rows; its verdict is the title, what ran the caption."""
+    how = _how(found.runtime, found.delegation, found.threads, found.core_mask, found.origin)
+    table = Table(
+        title=found.verdict, title_justify="left", caption=f"{Path(found.file).name}: {how}", caption_justify="left",
+        box=SIMPLE_HEAD, header_style="bold",
+    )  # fmt: skip
     for heading in ("after", "latency", "against the start", "temperature"):
         table.add_column(heading, justify="right", no_wrap=True)
     every = max(1, len(found.points) // rows)
+    digits = 0 if found.points[-1].time_s >= 60 else 1
     for one in found.points[every - 1 :: every]:
         warm = "" if one.temperature_c is None else f"{one.temperature_c:.0f} °C"
         change = one.latency_ms / found.first_ms - 1
-        table.add_row(f"{one.time_s:.0f} s", f"{one.latency_ms:.3g} ms", f"{change:+.0%}", warm)
+        table.add_row(f"{one.time_s:.{digits}f} s", f"{one.latency_ms:.3g} ms", f"{change:+.0%}", warm)
     return table

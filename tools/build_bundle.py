@@ -102,6 +102,7 @@ def _take_glibc(folder: Path) -> dict[str, str]:
         if found is None:
             raise SystemExit(f"Debian's packages no longer hold {name}")
         shutil.copyfile(found, folder / name)  # what a link leads to, under the link's name
+    (folder / bundle.LOADER).chmod(0o755)
     return debian_packages.versions(root)
 
 

@@ -3,6 +3,7 @@
     python tools/test_phone.py fetch            # download what it is made of, into the cache
     python tools/test_phone.py exec CMD ...     # raise it, run a command beside it, take it down
     python tools/test_phone.py up               # raise it until Ctrl-C, and print how to reach it
+    python tools/test_phone.py --as pixel-3a up # one that says it was a Pixel 3a, and not that it is emulated
 
 The phone lives in namespaces of its own: its network has a loopback interface only, so that nothing outside can reach
 the daemon, which asks nobody who they are; and with its first process everything in it ends. adb gets in through the
@@ -38,17 +39,29 @@ _SCRIPTS = {
     "dumpsys": 'exec cat "/phone/dumpsys/$1"',
     "settings": 'exec cat "/phone/settings/$2/$3"',
 }
-_PROPERTIES = {
-    "ro.product.manufacturer": "mobileprune",
-    "ro.product.model": "Test phone",
-    "ro.soc.model": "qemu",
-    "ro.build.version.release": "16",
-    "ro.product.cpu.abi": "arm64-v8a",
-    "ro.product.cpu.abilist": "arm64-v8a",
-    "ro.boot.qemu": "1",
+# What it may say of itself: the truth, or what a real phone says, to see that one being found and measured.
+MODELS = {
+    "test-phone": {
+        "ro.product.manufacturer": "mobileprune",
+        "ro.product.model": "Test phone",
+        "ro.soc.model": "qemu",
+        "ro.build.version.release": "16",
+        "ro.product.cpu.abi": "arm64-v8a",
+        "ro.product.cpu.abilist": "arm64-v8a",
+        "ro.boot.qemu": "1",
+    },
+    "pixel-3a": {
+        "ro.product.manufacturer": "Google",
+        "ro.product.model": "Pixel 3a",
+        "ro.soc.model": "SDM670",
+        "ro.hardware": "sargo",
+        "ro.build.version.release": "12",
+        "ro.build.version.sdk": "32",
+        "ro.product.cpu.abi": "arm64-v8a",
+        "ro.product.cpu.abilist": "arm64-v8a,armeabi-v7a,armeabi",
+    },
 }
 _FILES = {
-    "phone/properties": "".join(f"[{key}]: [{value}]\n" for key, value in _PROPERTIES.items()),
     "phone/dumpsys/thermalservice": "IsStatusOverride: false\nThermalEventListeners:\nThermal Status: 0\n"
     "Cached temperatures:\n\tTemperature{mValue=31.5, mType=0, mName=CPU0, mStatus=0}\n",
     "phone/dumpsys/battery": "Current Battery Service state:\n  AC powered: false\n  USB powered: true\n"
@@ -98,6 +111,11 @@ while True:
 """
 
 
+def properties(model: str) -> str:
+    """What `getprop` answers on a phone that is one of `MODELS`."""
+    return "".join(f"[{key}]: [{value}]\n" for key, value in MODELS[model].items())
+
+
 class UnavailableError(Exception):
     """The phone cannot be raised here; the message says what is missing."""
 
@@ -105,11 +123,11 @@ class UnavailableError(Exception):
 class Phone:
     """A raised phone, to be used with `with raised(Phone) as phone`. adb: the command, as words, that reaches it."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, model: str) -> None:
         self._place = place
         lower, qemu = fetch()
         environment = {
-            **os.environ, "PLACE": str(place), "LOWER": f"{self._extras(place)}:{lower}",
+            **os.environ, "PLACE": str(place), "LOWER": f"{self._extras(place, model)}:{lower}",
             "QEMU": str(qemu), "MAGIC": _MAGIC, "MASK": _MASK,
         }  # fmt: skip
         spaces = ["--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -228,10 +246,10 @@ class Phone:
         return [*inside, sys.executable, "-c", code]
 
     @staticmethod
-    def _extras(place: Path) -> Path:
+    def _extras(place: Path, model: str) -> Path:
         """A layer above Debian's files with what makes a phone of them."""
         extras = place.with_name("extras")
-        for name, text in _FILES.items():
+        for name, text in {**_FILES, "phone/properties": properties(model)}.items():
             (extras / name).parent.mkdir(parents=True, exist_ok=True)
             (extras / name).write_text(text)
         for name, line in _SCRIPTS.items():
@@ -264,12 +282,15 @@ _AnyPhone = TypeVar("_AnyPhone", bound=Phone)
 
 
 @contextlib.contextmanager
-def raised(kind: type[_AnyPhone]) -> Iterator[_AnyPhone]:
-    """A phone without any adbd yet: see `Phone.start`. kind: Phone or more. Raises UnavailableError."""
+def raised(kind: type[_AnyPhone], model: str = "test-phone") -> Iterator[_AnyPhone]:
+    """A phone without any adbd yet: see `Phone.start`. kind: Phone or more. model: one of `MODELS`.
+
+    Raises UnavailableError.
+    """
     with tempfile.TemporaryDirectory(prefix="mobileprune-phone-") as folder:
         place = Path(folder) / "phone"
         place.mkdir()
-        phone = kind(place)
+        phone = kind(place, model)
         try:
             yield phone
         finally:
@@ -286,6 +307,7 @@ def _kill_tree(pid: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--as", dest="model", choices=[*MODELS], default="test-phone", help="what it calls itself")
     parser.add_argument("what", choices=["fetch", "exec", "up"])
     parser.add_argument("command", nargs=argparse.REMAINDER)
     asked = parser.parse_args(arguments)
@@ -293,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if asked.what == "fetch":
             fetch()
             return
-        with raised(Phone) as phone:
+        with raised(Phone, asked.model) as phone:
             phone.start(6555)
             environment = {**os.environ, "MOBILEPRUNE_ADB": shlex.join(phone.adb)}
             if asked.what == "exec":

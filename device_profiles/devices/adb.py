@@ -221,12 +221,7 @@ def _look_at(serial: str, state: str) -> Connected:
         info, now = device.describe(), device.state()
     except (DeviceError, ProfileError) as error:
         return Connected(serial, state, obstacles=(str(error),))
-    obstacles = [] if info.runtimes else list(info.hints)
-    if now.power_saver:
-        obstacles.append("its battery saver is on, which slows it down: switch it off")
-    if hot := now.hot:
-        obstacles.append(f"it {hot}: let it cool")
-    return Connected(serial, state, info, now, tuple(obstacles))
+    return Connected(serial, state, info, now, (() if info.runtimes else info.hints) + now.obstacles)
 
 
 def _abilities() -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]:

@@ -83,6 +83,13 @@ class DeviceState:
                 return f"is at {self.temperature_c:.0f} °C and slows down at {self.temperature_limit_c:.0f} °C"
         return None
 
+    @property
+    def obstacles(self) -> tuple[str, ...]:
+        """Why it is not measured as it is, each a sentence with its remedy."""
+        saver = "its battery saver is on, which slows it down: switch it off" if self.power_saver else None
+        heat = f"it {self.hot}: let it cool" if self.hot else None
+        return tuple(one for one in (saver, heat) if one)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

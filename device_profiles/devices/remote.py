@@ -6,7 +6,8 @@ differs: how a command reaches its shell and how a file does, and which `Runner`
 
 Every argument is quoted before it reaches the device's shell, files get names of ours there, and every command ends by
 telling its exit status: where that is missing the device went away, whatever the local program returned. Written is
-only below one folder of ours: each object has a folder of its own in it, and those of dead ones go after a day.
+only below one folder of ours: each object has a folder of its own in it. One that could not be removed, because the
+link was lost or the program was killed, goes when the same machine measures there again, and after a day in any case.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from device_profiles.devices import folder_names
 from device_profiles.devices.base import Delegation, Device, Loaded, Round, Session
 from device_profiles.errors import DeviceError
 from device_profiles.profile import DeviceProfile
@@ -142,11 +144,14 @@ class Remote(ABC):
         return RemoteClient(self, argv, label)
 
     def make_folder(self) -> str:
-        """A new folder of our own; those that nobody has touched for a day are removed on the way."""
-        folder = f"{self.parent}/{secrets.token_hex(8)}"
+        """A new folder of our own; those of programs that ended without removing theirs are removed on the way."""
         parent = shlex.quote(self.parent)
         sweep = f"find {parent} -mindepth 1 -maxdepth 1 -type d -mtime +0 -exec rm -rf {{}} +"
-        self.script(f"mkdir -p {parent} && {{ {sweep} || true; }} && mkdir {shlex.quote(folder)}", check=True)
+        there = self.script(f"mkdir -p {parent} && {{ {sweep} || true; }} && ls {parent}", check=True).text.split()
+        if orphans := [f"{self.parent}/{name}" for name in there if folder_names.is_orphan(name)]:
+            self.run(["rm", "-rf", *orphans])
+        folder = f"{self.parent}/{folder_names.new()}"
+        self.run(["mkdir", "-p", folder], check=True)  # -p: another program may have removed the parent meanwhile
         return folder
 
     def remove(self, folder: str) -> None:

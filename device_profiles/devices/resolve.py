@@ -11,6 +11,7 @@ The answer may change with what is plugged in. Who needs the same one tomorrow k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,9 +37,10 @@ def resolve(device: str | Path) -> DeviceProfile:
         return ssh.profile_of(text)
     profile = load_profile(device)
     if profile.kind == "predicted":
-        return _phone_of(profile) or profile
+        phone = _only(profile)
+        return _connected(profile, phone) if phone else profile
     if profile.kind == "adb" and profile.address is None:
-        phone = _only([one for one in _phones() if one.info and one.info.title == profile.title], profile)
+        phone = _only(profile)
         if phone is None and not profile.latency:
             raise DeviceError(f"no {profile.title} is connected, and the profile {profile.name} predicts no latencies")
         return replace(profile, address=phone.serial) if phone else _predicting(profile)
@@ -47,36 +49,42 @@ def resolve(device: str | Path) -> DeviceProfile:
     return profile
 
 
-def _phone_of(profile: DeviceProfile) -> DeviceProfile | None:
-    """The connected phone that a shipped profile describes, with the profile's threads and channel step."""
+def meant(profile: DeviceProfile, phones: Sequence[adb.Connected]) -> list[adb.Connected]:
+    """Those of the phones that a profile stands for; an emulated one is never taken for a real phone."""
     wanted = profile.title.removesuffix(_PREDICTED).lower()
-    if "pixel" not in wanted:
-        return None
 
     def fits(phone: adb.Connected) -> bool:
         if phone.info is None or phone.info.emulated:
             return False
+        if profile.address is not None:
+            return phone.serial == profile.address
         title = phone.info.title.lower()
         any_fits = profile.name == _ANY_PIXEL and "pixel" in title.split()
-        return any_fits or _FIRST_PIXEL.get(title, title) == wanted
+        return any_fits or wanted in (title, _FIRST_PIXEL.get(title))
 
-    phone = _only([one for one in _phones() if fits(one)], profile)
-    if phone is None:
-        return None
-    connected = adb.profile_of(f"adb://{phone.serial}")
+    return [one for one in phones if fits(one)] if profile.kind in ("adb", "predicted") else []
+
+
+def _only(profile: DeviceProfile) -> adb.Connected | None:
+    """The connected phone that a profile stands for, if there is one; raises DeviceError where there are several."""
+    if profile.kind == "predicted" and "pixel" not in profile.title.lower():
+        return None  # a board, or a phone that is known by another name: adb need not be asked
+    found = meant(profile, _phones())
+    if len(found) > 1:
+        names = " and ".join(f"adb://{one.serial}" for one in found)
+        raise DeviceError(f"{len(found)} phones are connected that {profile.name} may mean; say which one: {names}")
+    return found[0] if found else None
+
+
+def _connected(profile: DeviceProfile, phone: adb.Connected) -> DeviceProfile:
+    """The profile of a phone that a shipped profile describes, with that one's threads and channel step."""
+    asked = adb.profile_of(f"adb://{phone.serial}")
     return replace(
-        connected,
+        asked,
         threads=profile.threads,
         channel_step=profile.channel_step,
-        provenance=f"{connected.provenance}\nThreads and channel step are those of the profile {profile.name}.",
+        provenance=f"{asked.provenance}\nThreads and channel step are those of the profile {profile.name}.",
     )
-
-
-def _only(phones: list[adb.Connected], profile: DeviceProfile) -> adb.Connected | None:
-    if len(phones) > 1:
-        names = " and ".join(f"adb://{one.serial}" for one in phones)
-        raise DeviceError(f"{len(phones)} phones are connected that {profile.name} may mean; say which one: {names}")
-    return phones[0] if phones else None
 
 
 def _predicting(profile: DeviceProfile) -> DeviceProfile:
@@ -87,15 +95,15 @@ def _predicting(profile: DeviceProfile) -> DeviceProfile:
 def _phones() -> list[adb.Connected]:
     """The phones that adb lists; none where there is no adb.
 
-    A phone that has not said yet whether this computer may ask it could be the one that is meant, and a prediction in
-    its place would come as a surprise: that is an error.
+    A phone that cannot be asked could be the one that is meant, and a prediction in its place would come as a surprise:
+    that is an error.
     """
     try:
         phones = adb.connected()
     except DeviceError:
         return []
     for phone in phones:
-        if phone.state in ("unauthorized", "authorizing"):
+        if phone.info is None:
             why = "; ".join(phone.obstacles)
             raise DeviceError(f"the phone {phone.serial} cannot be asked what it is: {why}, or unplug it to predict")
     return phones

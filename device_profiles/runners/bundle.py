@@ -24,6 +24,7 @@ ABIS = ("arm64-v8a", "aarch64", "arm64")  # as Android, Linux and Debian call it
 HOW_TO_MAKE = "python tools/build_bundle.py makes it"
 # What only the runner of one kind of file needs.
 _ONLY = {".onnx": "libonnxruntime.so.1", ".tflite": "libLiteRt.so"}
+_MOST_CORES = 64  # that the runner can choose from
 _NAME = re.compile(r"[A-Za-z0-9_.+-]+")
 
 
@@ -88,6 +89,11 @@ class BundleRunner(Runner):
     def start(self, remote: Remote, folder: str, request: Request) -> LineFile:
         if request.delegate != "cpu":
             raise DeviceError(f"{request.label}: the bundle runs on the CPU only, not on {request.delegate!r}")
+        core = (request.core_mask or 1).bit_length() - 1
+        if core >= _MOST_CORES:
+            raise DeviceError(
+                f"{request.label}: the core mask {request.core_mask:#x} names core {core}, which is not there"
+            )
         # What runtimes want to keep goes with our folder.
         alone = ["env", f"HOME={self._place(folder)}", f"XDG_CACHE_HOME={self._place(folder)}"]
         return LineFile(remote, [*alone, *self.command(folder)], request)

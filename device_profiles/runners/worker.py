@@ -24,6 +24,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -349,7 +350,10 @@ def keep_to(core_mask: int | None) -> None:
     missing = wanted - set(range(os.cpu_count() or 1))
     if missing:
         raise RefusedError(f"the core mask {core_mask:#x} names core {min(missing)}, which is not there")
-    os.sched_setaffinity(0, wanted)
+    with suppress(OSError):
+        os.sched_setaffinity(0, wanted)
+    if os.sched_getaffinity(0) != wanted:
+        raise RefusedError(f"the core mask {core_mask:#x} names cores that this program may not use")
 
 
 def _hint(runtime: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mobileprune.commands.common import budget_option, json_option, make_display, print_out, run_stage
+from mobileprune.commands.common import budget_option, json_option, make_display, no_options, print_out, run_stage
 from mobileprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--core-mask", metavar="HEX", help="Cores to run on, such as f0 for cores 4 to 7.")
 @click.option("--sustained", metavar="TIME", help="Run one file for so long, 10m: its throttling curve.")
 @click.option("--cool-down", metavar="TIME", default="5m", show_default=True, help="How long a hot device may cool.")
-@click.option("--strict", is_flag=True, help="Refuse, not warn, where the device was disturbed.")
+@click.option("--strict/--lenient", default=True, show_default=True, help="Refuse, or warn, if it was disturbed.")
 @click.option("--benchmark-binary", type=click.Path(path_type=Path), help="Google's benchmark_model for .tflite files.")
 @budget_option()
 @json_option
@@ -38,8 +38,10 @@ def bench(targets: tuple[Path, ...], budgets: tuple[str, ...], as_json: bool, **
               mobileprune bench a.tflite --device adb --threads 4 --sustained 10m
     """
     if len(targets) == 1 and targets[0].is_dir():
+        no_options("only for files; a run is measured as it was asked to be", but=["budgets", "as_json"])
         run_stage(targets[0], "bench", ("bench",), budgets, as_json)
         return
+    no_options("only for runs; files have no budget to keep", among=["budgets"])
     from mobileprune import measuring
 
     measuring.use_benchmark_binary(how.pop("benchmark_binary"))
@@ -56,15 +58,21 @@ def bench(targets: tuple[Path, ...], budgets: tuple[str, ...], as_json: bool, **
         print_out(json.dumps(report.to_dict(), indent=1))
         return
     print_out(measuring.bench_table(report))
-    if states := measuring.bench_states(report):
+    if states := measuring.states_line(report.before, report.after, report.waited_s):
         print_out(states)
 
 
 def _sustain(targets: tuple[Path, ...], seconds: float, display: Display, as_json: bool, how: dict[str, Any]) -> None:
-    from mobileprune.measuring import sustain_file, sustained_table
+    from mobileprune.measuring import states_line, sustain_file, sustained_table
 
+    no_options("not with --sustained, which has no rounds", among=["rounds", "round_seconds", "strict"])
     if len(targets) > 1:
         raise UsageError(f"--sustained runs one file without a pause, and {len(targets)} were named: name one")
     kept = {name: how[name] for name in ("device", "threads", "delegate", "core_mask", "cool_down")}
     found = sustain_file(targets[0], seconds=seconds, display=display, **kept)
-    print_out(json.dumps(found.to_dict(), indent=1) if as_json else sustained_table(found))
+    if as_json:
+        print_out(json.dumps(found.to_dict(), indent=1))
+        return
+    print_out(sustained_table(found))
+    if states := states_line(found.before, found.after, found.waited_s):
+        print_out(states)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mobileprune.errors import UsageError
+
 if TYPE_CHECKING:
     from mobileprune.progress import Display
     from mobileprune.run import Run
@@ -42,8 +44,21 @@ class RateType(click.ParamType):
         return click.FloatRange(0, min_open=True).convert(value, param, ctx)
 
 
+def no_options(why: str, *, but: Iterable[str] = (), among: Iterable[str] | None = None) -> None:
+    """Raises UsageError, "FLAG: why", where the command line has an option that means nothing here.
+
+    among: the options in question by their parameters' names; unless given, all of the command but for ``but``.
+    """
+    ctx = click.get_current_context()
+    options = {one.name: max(one.opts, key=len) for one in ctx.command.params if isinstance(one, click.Option)}
+    names = set(options if among is None else among) - set(but)
+    typed = click.core.ParameterSource.COMMANDLINE
+    if found := [options[name] for name in options if name in names and ctx.get_parameter_source(str(name)) is typed]:
+        raise UsageError(f"{' and '.join(found)}: {why}")
+
+
 def context_of(run: Run, where: Sequence[Any] = ()) -> Context:
-    """The run's context. where: name, address, CPUs and GPUs of the engine that trains, this process by default."""
+    """The run's context. where: name, address, CPUs and GPUs of the engine that trains, and its processes."""
     from mobileprune.engine import make_engine
     from mobileprune.stages.context import Context
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mobileprune.commands.common import budget_option, json_option, make_display, print_out, run_stage
+from mobileprune.commands.common import budget_option, json_option, make_display, no_options, print_out, run_stage
 from mobileprune.errors import UsageError
 
 
@@ -20,7 +20,13 @@ from mobileprune.errors import UsageError
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="[default: your folder of profiles]")
 @click.option("--threads", type=click.IntRange(1), help="[default: the device's]")
 @click.option("--rounds", type=click.IntRange(2, 100), default=7, show_default=True)
-@click.option("--calibrate", metavar="DEVICE", help="Rescale the shipped profile to this connected device.")
+@click.option(
+    "--calibrate",
+    metavar="[DEVICE]",
+    is_flag=False,
+    flag_value="",
+    help="Rescale the shipped profile to this connected device.  [default: the phone that --device means]",
+)
 @budget_option()
 @json_option
 def profile(
@@ -45,21 +51,21 @@ def profile(
     \b
     Example:  mobileprune profile runs/demo
               mobileprune profile --device host --model timm:mobilenetv3_small_050 --image-size 64
-              mobileprune profile --device pixel --calibrate adb --model timm:mobilenetv3_large_100
+              mobileprune profile --device pixel --calibrate --model timm:mobilenetv3_large_100
     """
     if run is not None:
-        if device or models or calibrate:
-            raise UsageError(f"both the run {run} and a device to profile were given: do one or the other")
+        no_options("only for a device; a run is measured as it was asked to be", but=["budgets", "as_json"])
         run_stage(run, "profile", ("profile",), budgets, as_json)
         return
+    no_options("only for runs; a device has no budget to keep", among=["budgets"])
     if device is None:
         raise UsageError("nothing to profile: name a run folder, or a device with --device and networks with --model")
     from mobileprune.profiling import calibrate_with, profile_with
 
     display = make_display()
     how = {"image_size": image_size, "name": name, "output": output, "threads": threads, "rounds": rounds}
-    if calibrate:
-        found, path = calibrate_with(device, calibrate, models, display=display, **how)  # type: ignore[arg-type]
+    if calibrate is not None:
+        found, path = calibrate_with(device, calibrate or device, models, display=display, **how)  # type: ignore[arg-type]
     else:
         found, path = profile_with(device, models, display=display, **how)  # type: ignore[arg-type]
     if as_json:

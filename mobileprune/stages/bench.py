@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from device_profiles.devices import open_device
 from mobileprune.scale import BASE
 from mobileprune.stages.context import Context
 from mobileprune.stages.export import write_manifests
@@ -19,12 +20,7 @@ def bench(ctx: Context) -> None:
     if ctx.run.journal.get("measured", key) is not None:
         return
     require(ctx.run, "artifact", f"{key}.{ctx.format}", "export")
-    files: dict[str, Path] = {}
-    for entry in ctx.run.journal.all("artifact"):
-        owner, _, name = entry["key"].rpartition(".")
-        told = ctx.profile.kind != "predicted" or name == ctx.format  # a profile speaks of one runtime
-        if owner in ("base", key) and told:
-            files[f"{'base' if owner == 'base' else 'result'}.{name}"] = ctx.run.path / entry["path"]
+    files = _files(ctx, key)
     ctx.display.stage("bench", f"{len(files)} files on {ctx.profile.title}, in the same rounds")
     report = measure(ctx, files)
     own = ctx.format
@@ -32,3 +28,19 @@ def bench(ctx: Context) -> None:
     record(ctx, sample, {key: (scale, files[f"result.{own}"].stat().st_size)})
     ctx.run.journal.append("measured", key, scale=scale.as_tuple(), report=report.to_dict())
     write_manifests(ctx)
+
+
+def _files(ctx: Context, key: str) -> dict[str, Path]:
+    """The files of the base and of the scale with that key, as ``base.onnx`` and so on, that the device can time."""
+    runtimes = open_device(ctx.profile).describe().runtimes
+    files: dict[str, Path] = {}
+    for entry in ctx.run.journal.all("artifact"):
+        owner, _, name = entry["key"].rpartition(".")
+        path = ctx.run.path / entry["path"]
+        if owner not in ("base", key) or (ctx.profile.kind == "predicted" and name != ctx.format):
+            continue  # a profile speaks of one runtime
+        if path.suffix in runtimes:
+            files[f"{'base' if owner == 'base' else 'result'}.{name}"] = path
+        elif owner == key:
+            ctx.display.say(f"{name} files are not timed: {ctx.profile.title} has no runtime for them", style="yellow")
+    return files

@@ -233,15 +233,30 @@ def test_a_hot_device_is_left_to_cool_and_the_wait_is_told(files: dict[str, Path
 
 def test_a_strict_measurement_refuses_drift_and_disagreement(files: dict[str, Path]) -> None:
     def drifting(name: str, number: int) -> list[float]:
-        return [1.5 if number > 3 else 1.0]
+        return [1.5 if (number + 1) % 8 > 4 else 1.0]  # again in each try of 7 rounds and a warm-up
 
     def torn(name: str, number: int) -> list[float]:
         return [1.0 + 9 * (name == "b" and number % 2)]
 
-    with pytest.raises(DeviceError, match=r"scripted drifted by \+50%"):
+    with pytest.raises(DeviceError, match=r"scripted drifted by \+50% .* \(3 tries were made\)") as caught:
         benchmark(ScriptedDevice(drifting), files, strict=True)
+    assert "\n" not in str(caught.value)
     with pytest.raises(DeviceError, match=r"b: the rounds disagree by ±\d+%"):
         benchmark(ScriptedDevice(torn), files, rounds=8, strict=True)
     for script in (drifting, torn):
         assert benchmark(ScriptedDevice(script), files, rounds=8).warnings
     assert benchmark(ScriptedDevice(steady), files, strict=True).warnings == []
+
+
+def test_a_strict_measurement_begins_anew_once_the_device_has_come_to_rest(files: dict[str, Path]) -> None:
+    def slower_for_good(name: str, number: int) -> list[float]:
+        return [1.5 if number > 3 else 1.0]
+
+    device = ScriptedDevice(slower_for_good, COOL, HOT, COOL)
+    report = benchmark(device, files, strict=True, gate=Gate(sleep=lambda seconds: None))
+    assert {one.latency_ms for one in report.measurements.values()} == {1.5}
+    assert (report.before, report.waited_s, report.warnings) == (COOL, 5.0, [])
+    assert all(len(one.round_minima_ms) == 7 for one in report.measurements.values())
+    hot_for_good = ScriptedDevice(slower_for_good, COOL, HOT)
+    with pytest.raises(DeviceError, match="did not cool down"):
+        benchmark(hot_for_good, files, strict=True, gate=Gate(sleep=lambda seconds: None))

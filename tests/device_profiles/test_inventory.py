@@ -46,7 +46,7 @@ def test_the_host_and_the_whole_catalog_are_listed() -> None:
     host, pixel = found["host"], found["pixel"]
     assert (host.place, host.latency, host.typical_error) == ("host", "measured", None)
     assert host.runtimes[".onnx"].startswith("onnxruntime ")
-    assert (pixel.place, pixel.latency, pixel.threads) == ("catalog", "predicted", 1)
+    assert (pixel.place, pixel.latency, pixel.threads, pixel.thread_choices) == ("catalog", "predicted", 1, (1, 2))
     assert pixel.typical_error is not None
     assert pixel.guaranteed_error is not None
     assert 0 < pixel.typical_error <= pixel.guaranteed_error
@@ -77,6 +77,29 @@ def test_phones_come_with_what_they_are_and_what_stands_in_the_way(monkeypatch: 
     assert [found[f"adb://{one}"].latency for one in "ABCD"] == ["measured", "none", "emulated", "none"]
     assert found["adb://B"].obstacles == ("it is unauthorized: unlock it",)
     assert "adb" not in found
+
+
+def test_a_profile_whose_phone_is_connected_is_that_phone(monkeypatch: pytest.MonkeyPatch) -> None:
+    save_profile(replace(load_profile("pixel-3a"), name="mine", kind="adb", title="Google Pixel 3a", latency=()))
+    away = listed()
+    assert [away[name].latency for name in ("pixel", "pixel-3a", "mine")] == ["predicted", "predicted", "none"]
+    assert "no Google Pixel 3a is connected" in away["mine"].obstacles[0]
+    phones = [Connected("A", "device", PHONE)]
+    monkeypatch.setattr(module.adb, "connected", lambda: phones)
+    there = listed()
+    for name in ("pixel", "pixel-3a", "mine"):
+        one = there[name]
+        assert (one.place, one.latency, one.runtimes, one.typical_error) == (
+            "connected",
+            "measured",
+            {".tflite": "litert 2"},
+            None,
+        )
+    assert (there["pixel-4"].place, there["pixel-4"].latency) == ("catalog", "predicted")
+    phones.append(Connected("B", "device", PHONE))
+    several = listed()["pixel"]
+    assert several.latency == "none"
+    assert several.obstacles == ("2 phones are connected that it may mean: name adb://A or adb://B",)
 
 
 def test_without_adb_the_list_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +121,23 @@ def test_folders_of_dead_ones_go_after_a_day(remote: Shell) -> None:
     for folder in (young, newest):
         remote.remove(folder)
     assert not Path(remote.parent).exists()
+
+
+def test_folders_of_processes_that_have_ended_go_at_once(remote: Shell) -> None:
+    """Not those of a process that lives, and not those of other machines, whose processes are not known."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    mine = Path(remote.make_folder())
+    machine, _, number = mine.name.split("-")
+    others = [mine.with_name(name) for name in (f"{machine}-{os.getppid()}-{number}", f"00000000-{ended.pid}-{number}")]
+    orphan = mine.with_name(f"{machine}-{ended.pid}-{number}")
+    for folder in (orphan, *others):
+        folder.mkdir()
+        (folder / "file").touch()
+    remote.make_folder()
+    assert not orphan.exists()
+    assert all((folder / "file").exists() for folder in others)
+    assert mine.is_dir()
 
 
 def test_the_parent_stays_while_others_are_in_it(remote: Shell) -> None:

@@ -21,14 +21,15 @@ def test_devices_are_listed_with_what_their_latencies_are(call: Call) -> None:
 
 def test_files_are_timed_together(call: Call, finished: Path) -> None:
     files = sorted((finished / "base" / "artifacts").glob("model.*[xe]"))
-    done = call("bench", *files, "--rounds", "2", "--round-seconds", "0", "--json")
+    quick = ("--rounds", "2", "--round-seconds", "0", "--lenient")
+    done = call("bench", *files, *quick, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert set(report["measurements"]) == {str(f) for f in files}
     for found in report["measurements"].values():
         assert found["origin"] == "measured"
         assert found["low_ms"] <= found["latency_ms"] <= found["high_ms"]
-    assert "95 % interval" in call("bench", *files, "--rounds", "2", "--round-seconds", "0").stdout
+    assert "95 % interval" in call("bench", *files, *quick).stdout
 
 
 def test_what_cannot_be_timed_is_one_sentence(call: Call, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_report_is_shown_with_what_ran_the_file_and_how_the_device_was(files: 
     text = shown(measuring.bench_table(report))
     assert "CPUExecutionProvider, all of the graph" in text
     assert "1 thread, measured" in text
-    states = measuring.bench_states(report)
+    states = measuring.states_line(report.before, report.after)
     assert states is not None
     assert "before: " in states
     assert "busy" in states

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -70,6 +71,15 @@ class Phone(test_phone.Phone):
         (self.root / "phone" / name).write_text(text)
 
     @contextlib.contextmanager
+    def posing_as(self, model: str) -> Iterator[None]:
+        """It calls itself one of `test_phone.MODELS` for a while."""
+        self.tell("properties", test_phone.properties(model))
+        try:
+            yield
+        finally:
+            self.tell("properties", test_phone.properties("test-phone"))
+
+    @contextlib.contextmanager
     def telling(self, name: str, old: str, new: str) -> Iterator[None]:
         """It answers something else for a while."""
         before = (self.root / "phone" / name).read_text()
@@ -86,6 +96,35 @@ def _parent(process: psutil.Process) -> int | None:
         return process.ppid()
     except psutil.NoSuchProcess:
         return None
+
+
+_TOOL = r"""
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+int main(int count, char **words) {
+  for (int i = 1; i < count; i++) if (strcmp(words[i], "--use_gpu=true") == 0) for (;;) pause();
+  const char *taker = "TfLiteXNNPackDelegate";
+  for (int i = 1; i < count; i++) if (strcmp(words[i], "--use_nnapi=true") == 0) taker = "TfLiteNnapiDelegate";
+  printf("INFO: Replacing 5 out of 6 node(s) with delegate (%s) node, yielding 2 partitions\n", taker);
+  printf("INFO: Initialized session in 2.5ms.\n");
+  printf("count=1 curr=9000\n");
+  printf("INFO: Running benchmark for at least 3 iterations and at least 0.01 seconds\n");
+  printf("count=3 first=1200 curr=1100 min=1000 max=1200 avg=1100 std=80 p5=1000 median=1100 p95=1200\n");
+  printf("Inference timings in us: Init: 2500, First inference: 9000, Warmup (avg): 9000, Inference (avg): 1100\n");
+  printf("Overall peak memory footprint (MB) via periodic monitoring: 12.5\n");
+  return 0;
+}
+"""
+
+
+def benchmark_tool(folder: Path) -> Path:
+    """A program for the phone that prints what Google's benchmark_model does, and hangs when asked for the GPU."""
+    source, tool = folder / "tool.c", folder / "my benchmark_model"
+    source.write_text(_TOOL)
+    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", build_bundle.TARGET, "-O2", "-s"]
+    subprocess.run([*compiler, "-o", str(tool), str(source)], check=True)
+    return tool
 
 
 @contextlib.contextmanager

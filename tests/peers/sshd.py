@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import re
+import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -46,13 +50,50 @@ Host *
 """
 
 
+class Server:
+    """An sshd that can be stopped and started again, with the same port and keys. home: where its files are."""
+
+    def __init__(self, home: Path, port: int) -> None:
+        self.home, self.port = home, port
+        self.start()
+
+    def start(self) -> None:
+        with (self.home / "log").open("wb") as log:
+            self.process = subprocess.Popen([str(SSHD), "-D", "-e", "-f", str(self.home / "sshd_config")], stderr=log)
+        _wait_until_it_answers(self.port, self.process, self.home / "log")
+
+    def drop(self) -> None:
+        """Cut every open link, as a network that fails does; the server itself stays."""
+        logins = psutil.Process(self.process.pid).children()
+        for one in logins:
+            for process in [*one.children(), one]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if process.name().startswith("sshd"):
+                        process.kill()
+
+    def stop(self) -> None:
+        """Cut every link and answer no more; what runs on the board is not touched."""
+        self.process.send_signal(signal.SIGSTOP)  # or a client that tries again is let in meanwhile
+        self.drop()
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> None:
+        """End it with everything that it started."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self.process.terminate()
+        self.process.wait()
+
+
 @dataclass(frozen=True)
 class Board:
     """A running server. home: its folder, with `cache` where devices may write. python: what ?python= names."""
 
     home: Path
-    port: int
-    server: subprocess.Popen[bytes]
+    server: Server
     python: str = sys.executable
     folder: str | None = None
 
@@ -70,31 +111,35 @@ class Board:
         script.chmod(0o755)
         return replace(self, python=str(script))
 
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    def with_packages(self, *names: str) -> Board:
+        """The same board with a Python that has nothing installed but these packages."""
+        site = self.home / "site"
+        site.mkdir()
+        for installed in Path(sysconfig.get_path("purelib")).iterdir():
+            if re.split(r"-\d|\.libs", installed.name)[0] in names:
+                (site / installed.name).symlink_to(installed)
+        return self.with_python(f'PYTHONPATH={shlex.quote(str(site))} exec {sys.executable} -S "$@"')
+
     def workers(self) -> list[psutil.Process]:
-        """The processes of worker.py that logins hold."""
+        """The processes of worker.py on the board, whether their login is still there or not."""
         found = []
-        for one in psutil.Process(self.server.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                words = one.cmdline()
-                if any(word.endswith("worker.py") for word in words) and words[0] not in ("sh", "bash", "/bin/sh"):
-                    found.append(one)
+        for one in psutil.process_iter(["cmdline"]):
+            words = one.info["cmdline"] or [""]
+            pushed = any(word.startswith(str(self.home)) and word.endswith("worker.py") for word in words)
+            if pushed and words[0] not in ("sh", "bash", "/bin/sh"):
+                found.append(one)
         return found
 
-    def wait_for_worker(self) -> psutil.Process:
-        until = time.monotonic() + 30
+    def wait_for_worker(self, seconds: float = 30) -> psutil.Process:
+        until = time.monotonic() + seconds
         while not (found := self.workers()):
             assert time.monotonic() < until, "no worker came up"
             time.sleep(0.02)
         return found[0]
-
-    def drop(self) -> None:
-        """Cut every open link, as a network that fails does; the server itself stays."""
-        logins = psutil.Process(self.server.pid).children()
-        for one in logins:
-            for process in [*one.children(), one]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    if process.name().startswith("sshd"):
-                        process.kill()
 
     def leftovers(self) -> list[str]:
         """What devices left in the folder that they may write."""
@@ -124,18 +169,11 @@ def running(home: Path) -> Iterator[Board]:
     (home / "known_hosts").write_text(f"[127.0.0.1]:{port} {' '.join(host_key)}\n")
     (home / "sshd_config").write_text(_SERVER.format(port=port, home=home))
     (home / "ssh_config").write_text(_CLIENT.format(port=port, home=home, user=getpass.getuser()))
-    log = (home / "log").open("wb")
-    server = subprocess.Popen([str(SSHD), "-D", "-e", "-f", str(home / "sshd_config")], stderr=log)
+    server = Server(home, port)
     try:
-        _wait_until_it_answers(port, server, home / "log")
-        yield Board(home, port, server)
+        yield Board(home, server)
     finally:
-        for process in psutil.Process(server.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        server.terminate()
-        server.wait()
-        log.close()
+        server.end()
 
 
 def _wait_until_it_answers(port: int, server: subprocess.Popen[bytes], log: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from phones import PORT, SERIAL, Phone, build_bundle
+from phones import PORT, SERIAL, Phone, benchmark_tool
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "device_profiles"))
 from conformance import QUICK, RunningDeviceConformance
@@ -207,32 +207,11 @@ def test_a_phone_of_another_kind_of_processor(device: AdbDevice, phone: Phone, t
         assert "\n" not in str(caught.value)
 
 
-_TOOL = r"""
-#include <stdio.h>
-#include <string.h>
-#include <unistd.h>
-int main(int count, char **words) {
-  for (int i = 1; i < count; i++) if (strcmp(words[i], "--use_gpu=true") == 0) for (;;) pause();
-  printf("INFO: Replacing 5 out of 6 node(s) with delegate (TfLiteXNNPackDelegate) node, yielding 2 partitions\n");
-  printf("INFO: Initialized session in 2.5ms.\n");
-  printf("count=1 curr=9000\n");
-  printf("INFO: Running benchmark for at least 3 iterations and at least 0.01 seconds\n");
-  printf("count=3 first=1200 curr=1100 min=1000 max=1200 avg=1100 std=80 p5=1000 median=1100 p95=1200\n");
-  printf("Inference timings in us: Init: 2500, First inference: 9000, Warmup (avg): 9000, Inference (avg): 1100\n");
-  printf("Overall peak memory footprint (MB) via periodic monitoring: 12.5\n");
-  return 0;
-}
-"""
-
-
 def test_benchmark_model_is_preferred_where_the_user_has_it(
     device: AdbDevice, phone: Phone, tflite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program that prints what Google's does, and hangs when it is asked for the GPU."""
-    (tmp_path / "tool.c").write_text(_TOOL)
-    tool = tmp_path / "my benchmark_model"
-    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", build_bundle.TARGET, "-O2", "-s"]
-    subprocess.run([*compiler, "-o", str(tool), str(tmp_path / "tool.c")], check=True)
+    tool = benchmark_tool(tmp_path)
     monkeypatch.setenv("MOBILEPRUNE_BENCHMARK_MODEL", str(tool))
     theirs = AdbDevice(device.profile)
     info = theirs.describe()

@@ -168,6 +168,18 @@ def test_addresses() -> None:
     assert Address.parse("ssh://pi@board").destination == "pi@board"
 
 
+def test_nothing_listens_beyond_the_loopback(device: SshDevice, board: Board, net: Path) -> None:
+    with device.session({"a": net}, threads=1, timeout_s=60):
+        board.wait_for_worker()
+        roots = [psutil.Process(), psutil.Process(board.server.process.pid)]
+        listening = set()
+        for one in [*roots, *(child for root in roots for child in root.children(recursive=True))]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found = one.net_connections("inet")
+                listening |= {link.laddr.ip for link in found if link.status == psutil.CONN_LISTEN}
+    assert listening == {"127.0.0.1"}
+
+
 # ---- faults
 
 
@@ -225,7 +237,7 @@ def test_a_link_that_drops_in_the_middle_of_a_round(device: SshDevice, board: Bo
     def cut() -> None:
         board.wait_for_worker()
         time.sleep(2)
-        board.drop()
+        board.server.drop()
 
     thread = threading.Thread(target=cut)
     thread.start()
@@ -238,7 +250,7 @@ def test_a_link_that_drops_in_the_middle_of_a_round(device: SshDevice, board: Bo
 
 def test_a_link_that_drops_between_two_rounds(device: SshDevice, board: Board, net: Path) -> None:
     with pytest.raises(DeviceError, match="the ssh link to board was lost"):
-        benchmark(device, {"a": net}, **QUICK, progress=lambda done, total: board.drop())
+        benchmark(device, {"a": net}, **QUICK, progress=lambda done, total: board.server.drop())
 
 
 def test_a_board_that_goes_away_between_push_and_run(net: Path, tmp_path: Path) -> None:
