@@ -16,6 +16,8 @@ from exporters.verify import Parity, Verification
 
 NAME = "manifest.json"
 SCHEMA = 1
+# What two exports of the same network do not share, and why; the files themselves are the same to the byte.
+VARIES = {"files.latency": "measured anew", "files.verification.peak_memory_bytes": "measured anew"}
 RESIZE = "resize the image to the input size (bilinear, antialiased), then scale to [0, 1] and normalise"
 
 
@@ -103,6 +105,7 @@ def write_manifest(
         "input": {**_input(spec), "pixels": "RGB in [0, 1]" if spec.channels == 3 else "[0, 1]", "resize": resize},
         "labels": list(labels),
         "files": [_file(entry) for entry in entries],
+        "varies": VARIES,
         "extra": dict(extra or {}),
     }
     try:

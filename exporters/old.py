@@ -42,10 +42,11 @@ np.save(sys.argv[3], np.stack(results))
 
 
 @dataclass(frozen=True)
-class OldRuntime:
+class OtherRuntime:
     """What another runtime made of a file.
 
-    agrees: False marks the file "not for runtimes older than" ours; None where that runtime is not installed.
+    agrees: False marks the file "not for" that runtime and, where it is an old one, for any older than ours; None where
+    it was not asked.
     difference: largest absolute difference of logits.  reason: why it does not agree, or was not asked.
     """
 
@@ -59,7 +60,8 @@ class OldRuntime:
         """The line for the manifest; None where there is nothing to warn of."""
         if self.agrees is not False:
             return None
-        return f"not for runtimes older than {LiteRuntime.label()}: {self.reason}"
+        whom = f"runtimes older than {LiteRuntime.label()}" if self.runtime == NAME else self.runtime
+        return f"not for {whom}: {self.reason}"
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "mark": self.mark}
@@ -74,14 +76,14 @@ def interpreter() -> Path:
     return cache / "mobileprune" / f"tflite-runtime-{VERSION}" / "bin" / "python"
 
 
-def check_old(path: Path, images: Array, precision: str = "float32", timeout_s: float = 300.0) -> OldRuntime:
+def check_old(path: Path, images: Array, precision: str = "float32", timeout_s: float = 300.0) -> OtherRuntime:
     """Run a .tflite file on normalised images (N, C, H, W) in the old runtime and in ours, and compare.
 
     Raises ExportError where our own runtime cannot run the file.
     """
     python = interpreter()
     if not python.is_file():
-        return OldRuntime(NAME, None, reason="not installed here; run: python tools/old_runtime.py")
+        return OtherRuntime(NAME, None, reason="not installed here; run: python tools/old_runtime.py")
     ours = open_runtime(path)
     wanted = ours(images)
     with tempfile.TemporaryDirectory(prefix="mobileprune-") as folder:
@@ -94,19 +96,19 @@ def check_old(path: Path, images: Array, precision: str = "float32", timeout_s: 
             raise ExportError(f"{NAME} ({python}) cannot be run: {error}; run: python tools/old_runtime.py") from error
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if line.strip()] or [f"status {done.returncode}"]
-            return OldRuntime(NAME, False, reason=f"{NAME} cannot run it: {said[-1].strip()}")
+            return OtherRuntime(NAME, False, reason=f"{NAME} cannot run it: {said[-1].strip()}")
         got = ours.given.to_real(np.load(given))
     return compare(NAME, got, wanted, precision)
 
 
-def compare(runtime: str, got: Array, wanted: Array, precision: str = "float32") -> OldRuntime:
+def compare(runtime: str, got: Array, wanted: Array, precision: str = "float32") -> OtherRuntime:
     """Whether the logits (N, classes) of another runtime or device agree with those of this machine's runtime."""
     if got.shape != wanted.shape:
-        return OldRuntime(runtime, False, reason=f"{runtime} gives logits of shape {got.shape}, not {wanted.shape}")
+        return OtherRuntime(runtime, False, reason=f"{runtime} gives logits of shape {got.shape}, not {wanted.shape}")
     difference = float(np.abs(got.astype(np.float64) - wanted).max())
     scale = max(float(np.abs(wanted).max()), 1e-6)
     allowed = TOLERANCE.get(precision, _INTEGER_TOLERANCE) * scale
     if difference <= allowed:  # false for NaN
-        return OldRuntime(runtime, True, difference)
+        return OtherRuntime(runtime, True, difference)
     reason = f"{runtime} gives logits that differ by up to {difference:.3g} (allowed {allowed:.3g})"
-    return OldRuntime(runtime, False, difference if np.isfinite(difference) else None, reason)
+    return OtherRuntime(runtime, False, difference if np.isfinite(difference) else None, reason)

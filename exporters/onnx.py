@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # The oldest operator set that the dynamo exporter writes itself: loads in the most runtimes, needs no conversion.
 OPSET = 18
+# The first that has GELU: older ones spell it out in five operators, which ONNX Runtime does not put together again.
+GELU_OPSET = 20
 _NAMES: dict[str, Any] = {"input_names": ["input"], "output_names": ["logits"]}
 
 
@@ -46,9 +48,9 @@ class OnnxExporter(Exporter):
     install = "pip install onnx onnxscript onnxsim onnxruntime"
 
     def write(self, module: nn.Module, spec: InputSpec, part: Path, options: Options, log: Path) -> dict[str, Any]:
-        opset = OPSET if options.opset is None else options.opset
+        opset = options.opset
         quick = not options.simplify and not options.dynamic_batch
-        if quick and self._write_quickly(module, spec, part, opset, options, log):
+        if quick and self._write_quickly(module, spec, part, opset or GELU_OPSET, options, log):
             return {}
         arguments = {"opset": opset, "precision": options.precision, "kept_float": list(options.kept_float)}
         return convert_in_child(self, "exporters.onnx:convert", module, spec, part, options, log, **arguments)
@@ -76,11 +78,15 @@ class OnnxExporter(Exporter):
         return True
 
 
-def convert(source: str, made: str, images: str | None, opset: int, precision: str, kept_float: list[str]) -> None:
+def convert(
+    source: str, made: str, images: str | None, opset: int | None, precision: str, kept_float: list[str]
+) -> None:
     """In the child: the program `source` as an ONNX file `made`."""
     import torch
 
     program = load_program(source)
+    if opset is None:
+        opset = GELU_OPSET if any("gelu" in str(node.target) for node in program.graph.nodes) else OPSET
     try:
         exported = torch.onnx.export(
             program, (), None, dynamo=True, external_data=False, opset_version=opset, verbose=False, **_NAMES

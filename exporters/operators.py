@@ -86,7 +86,7 @@ def tflite_operators(path: Path) -> list[Operator]:
     assert isinstance(runtime, LiteRuntime)
     nodes = runtime.interpreter._get_ops_details()
     tensors = {tensor["index"]: tensor for tensor in runtime.interpreter.get_tensor_details()}
-    taken = _delegated(nodes)
+    taken = delegated(nodes)
     made = {index for node in nodes for index in node["outputs"]} | {
         tensor["index"] for tensor in runtime.interpreter.get_input_details()
     }
@@ -100,8 +100,11 @@ def tflite_operators(path: Path) -> list[Operator]:
     return operators
 
 
-def _delegated(nodes: list[dict[str, Any]]) -> set[int]:
-    """Places of the operators inside delegates: between each delegate's outputs and its inputs."""
+def delegated(nodes: list[dict[str, Any]]) -> set[int]:
+    """Places of the operators inside delegates: between each delegate's outputs and its inputs.
+
+    nodes: the interpreter's `_get_ops_details()`.
+    """
     maker = {
         int(i): place for place, node in enumerate(nodes) if node["op_name"] != "DELEGATE" for i in node["outputs"]
     }

@@ -108,7 +108,8 @@ def quantize_within(
 
     When the file with every layer quantised loses more, the layers are ranked by what each does to the logits alone,
     and the worst 1, 2, 4, ... stay in float32 until the accuracy holds; then as few of these as do. Raises ExportError
-    where half the layers in float32 are not enough, naming the worst; no file is then at `path`.
+    where half the layers in float32 are not enough, naming the worst; the file with every layer quantised is then in
+    `rejected/`.
     """
     work = _Work(source, path, images, evaluate, precision, timeout_s, log or with_ending(path, ".log"))
     wanted = evaluate(source.path) - allowed_drop
@@ -120,7 +121,7 @@ def quantize_within(
         kept = _fewest(lambda count: work.attempt([layer.name for layer in losses[:count]]) >= wanted, len(losses))
         if kept is None:
             worst = "; ".join(layer.label for layer in losses[:3])
-            raise ExportError(
+            raise work.rejected(
                 f"{source.format} in {precision} loses {(wanted + allowed_drop - plain) * 100:.1f} points of accuracy "
                 f"({allowed_drop * 100:g} allowed), also with half of its layers in float32; worst: {worst}; "
                 "use float16, allow more, or fine-tune with quantisation in the loop"
@@ -231,6 +232,15 @@ class _Work:
         tries = tuple(tried for tried, _ in self._tries.values())
         labels = tuple(layer.label for layer in kept)
         return Quantized(artifact, chosen.accuracy, float_accuracy, allowed, labels, tuple(losses), tries)
+
+    def rejected(self, reason: str) -> ExportError:
+        """Keep the file with every layer quantised aside; the error to raise."""
+        from exporters.verify import reject
+
+        _, data = self._tries[()]
+        with atomic(self._path) as part:
+            part.write_bytes(data)
+        return reject(self._path, reason, {"tries": [asdict(tried) for tried, _ in self._tries.values()]})
 
 
 def label(found: dict[str, Any], path: str) -> str:

@@ -1,4 +1,9 @@
-"""Quantises a float32 ONNX model with ONNX Runtime: static int8, quantise-dequantise pairs, weights per channel."""
+"""Quantises a float32 ONNX model with ONNX Runtime: static, quantise-dequantise pairs, int8 weights per channel.
+
+Activations are uint8: on x86-64 ONNX Runtime has no kernels for int8 ones. It turns pairs of int8 to uint8 where one
+operator reads them, and computes in float32 what stands before the others (SiLU, GELU): efficientnet_b0 took 3.4 times
+as long as with uint8, convnext_tiny 3 times.
+"""
 
 from __future__ import annotations
 
@@ -55,14 +60,58 @@ def quantize_bytes(
             Reader(),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            activation_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_quantize=[only] if only else None,
             nodes_to_exclude=list(kept_float),
             calibration_cache_path=ranges,
         )
-        finished = onnx.load(made)
+        finished = lean(onnx.load(made))
     return bytes(finished.SerializeToString(deterministic=True))
+
+
+def lean(model: Any) -> Any:
+    """The quantised model without what weights per channel store twice; it computes the same.
+
+    A bias has the scale of its input times that of its weights, which runtimes fold when they load the file; constants
+    of the same value (zero points are all zero) are stored once.
+    """
+    import onnx
+
+    graph = model.graph
+    constants = {constant.name: constant for constant in graph.initializer}
+    maker = {node.output[0]: node for node in graph.node}
+    products = []
+    for node in graph.node:
+        ends = [maker.get(name) for name in node.input] if node.op_type in ("Conv", "Gemm") else []
+        if len(ends) < 3 or any(end is None or end.op_type != "DequantizeLinear" for end in ends):
+            continue
+        taken, weights, bias = names = [end.input[1] for end in ends if end is not None]
+        scales = [onnx.numpy_helper.to_array(constants[name]) for name in names if name in constants]
+        if len(scales) == 3 and np.array_equal(scales[0] * scales[1], scales[2]):
+            products.append(onnx.helper.make_node("Mul", [taken, weights], [bias]))
+            del constants[bias]
+    shared = _shared(constants)
+    kept = [constant for name, constant in constants.items() if shared[name] == name]
+    nodes = [*products, *graph.node]
+    for node in nodes:
+        node.input[:] = [shared.get(name, name) for name in node.input]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
+    return model
+
+
+def _shared(constants: dict[str, Any]) -> dict[str, str]:
+    """For each constant the name of the first that has its value."""
+    import onnx
+
+    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    shared = {}
+    for name, constant in constants.items():
+        value = onnx.numpy_helper.to_array(constant)
+        shared[name] = first.setdefault((constant.data_type, value.shape, value.tobytes()), name)
+    return shared
 
 
 def _named(model: Any) -> Any:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.arm64 import check_arm64
 from exporters.artifact import Artifact
 from exporters.errors import ExportError
 from exporters.files import atomic, shown, with_ending
-from exporters.old import OldRuntime, check_old
+from exporters.old import OtherRuntime, check_old
 from exporters.operators import Acceleration, acceleration, peak_memory
 from exporters.runtimes import Array, End, Runtime, open_runtime
 
@@ -107,8 +108,8 @@ class Verification:
     """What was found of a file.
 
     accuracy: top-1 (fraction) of the file in its runtime on `samples` images, None without labels.  peak_memory_bytes:
-    growth of a fresh process that loads it and runs one image.  takes, gives: the types at its ends.  old: None where
-    there is no older runtime to ask.
+    growth of a fresh process that loads it and runs one image.  takes, gives: the types at its ends.  others: what
+    other runtimes of its format made of it.
     """
 
     parity: Parity
@@ -120,21 +121,21 @@ class Verification:
     runtime: str
     takes: End
     gives: End
-    old: OldRuntime | None = None
+    others: tuple[OtherRuntime, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         ends = {"takes": self.takes.to_dict(), "gives": self.gives.to_dict()}
-        return {**asdict(self), **ends, "old": self.old.to_dict() if self.old else None}
+        return {**asdict(self), **ends, "others": [other.to_dict() for other in self.others]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Verification:
-        old = data["old"]
+        others = [{key: value for key, value in other.items() if key != "mark"} for other in data["others"]]
         parts = {
             "parity": Parity.from_dict(data["parity"]),
             "acceleration": Acceleration.from_dict(data["acceleration"]),
             "takes": End(**data["takes"]),
             "gives": End(**data["gives"]),
-            "old": OldRuntime(**{key: old[key] for key in old if key != "mark"}) if old else None,
+            "others": tuple(OtherRuntime(**other) for other in others),
         }
         return cls(**{**data, **parts})
 
@@ -214,7 +215,7 @@ def verify(
             runtime=runtime.name,
             takes=runtime.taken,
             gives=runtime.given,
-            old=check_old(path, few[:8], precision) if artifact.format == "tflite" else None,
+            others=_others(path, few, precision) if artifact.format == "tflite" else (),
         )
     except ExportError as error:
         raise reject(path, str(error)) from error
@@ -222,6 +223,11 @@ def verify(
     if reason:
         raise reject(path, reason, found.to_dict())
     return found
+
+
+def _others(path: Path, images: Array, precision: str) -> tuple[OtherRuntime, ...]:
+    """What an old runtime and that of ARM make of a .tflite file; qemu is slow, so it gets fewer images."""
+    return check_old(path, images[:8], precision), check_arm64(path, images[:2], precision)
 
 
 def _gate(found: Verification, precision: str, reference: float | None, gates: Gates) -> str | None:

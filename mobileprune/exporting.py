@@ -123,15 +123,11 @@ def files_table(written: Sequence[Written]) -> Table:
         table.add_column(heading, overflow="fold", justify="left" if heading == "file" else "right")
     for one in written:
         found = one.verification
-        notes = [f"{one.artifact.precision}, run by {found.runtime}"]
-        if one.quantised and one.quantised.kept_float:
-            notes.append(one.quantised.report)
-        if found.old is not None and found.old.mark:
-            notes.append(found.old.mark)
         share = found.acceleration.share
         memory = found.peak_memory_bytes
         table.add_row(
-            Text(f"{one.artifact.path.name}\n") + Text("\n".join(notes), style="dim"),
+            Text(f"{one.artifact.path.name}\n")
+            + Text(f"{one.artifact.precision}, run by {found.runtime}", style="dim"),
             shown("size", found.size_bytes),
             "no data" if found.accuracy is None else f"{100 * found.accuracy:.1f} %",
             f"{found.parity.max_abs:.1e} of {found.parity.scale:.3g}",

@@ -2,6 +2,8 @@
 
     python tools/bench_export.py [--networks resnet50 mobilenet_v2 ...] [--shared ../shared] [--csv results/export.csv]
 
+Measures the networks that the table lacks; those named after --networks are measured anew, the other rows stay.
+
 "plain" is litert_torch.convert and torch.onnx.export (dynamo) with nothing else, and for int8 what ai-edge-quantizer
 and ONNX Runtime do by default. Each network's files are timed interleaved in one session. Torchvision's networks have
 random weights; top-1 is given for MobileNetV1 0.75 alone, whose ImageNet checkpoint lies in the shared folder, over
@@ -16,7 +18,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,7 @@ COLUMNS = (
     "plain_ms_spread",
 )
 CALIBRATION = 256
+Table = dict[str, list[dict[str, Any]]]  # the rows of each network
 
 
 @dataclass(frozen=True)
@@ -277,7 +280,7 @@ def measure(case: Case, folder: Path, rounds: int, min_seconds: float) -> list[d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS, metavar="NAME")
+    parser.add_argument("--networks", nargs="+", default=[], choices=NETWORKS, metavar="NAME")
     parser.add_argument("--side", type=int, default=224, help="input side of torchvision's networks, in pixels")
     parser.add_argument("--per-class", type=int, default=100, help="validation images per class of imagenette")
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
@@ -286,21 +289,41 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=Path("results/export.csv"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
-    for case in cases(asked.networks, asked.side, asked.shared, asked.per_class):
+    how = f"--side {asked.side} --per-class {asked.per_class} --rounds {asked.rounds}"
+    command = f"# python tools/bench_export.py {how} --round-seconds {asked.round_seconds:g}"
+    table = read_table(asked.csv, command)
+    names = asked.networks or [name for name in NETWORKS if name not in table]
+    for case in cases(names, asked.side, asked.shared, asked.per_class):
         with tempfile.TemporaryDirectory() as folder:
-            rows += measure(case, Path(folder), asked.rounds, asked.round_seconds)
-        for told in rows[-len(FORMATS) * len(PRECISIONS) :]:
+            table[case.name] = measure(case, Path(folder), asked.rounds, asked.round_seconds)
+        for told in table[case.name]:
             print(*(f"{column}={told.get(column, '')}" for column in COLUMNS), flush=True)
-        written(rows, asked.csv)  # so far
+        write_table(table, asked.csv, command)
 
 
-def written(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        file.write(f"# python tools/bench_export.py {' '.join(sys.argv[1:])}".rstrip() + "\n")
+def read_table(path: Path, command: str) -> Table:
+    """The rows of each network that were measured in the same way; ends the program where they were not."""
+    if not path.exists():
+        return {}
+    first, *lines = path.read_text().splitlines()
+    rows: list[dict[str, Any]] = list(csv.DictReader(lines))
+    if first != command or (rows and tuple(rows[0]) != COLUMNS):
+        raise SystemExit(f"{path} was made in another way ({first}); remove it or name another file with --csv")
+    table: Table = {}
+    for told in rows:
+        table.setdefault(str(told["network"]), []).append(told)
+    return table
+
+
+def write_table(table: Table, path: Path, command: str) -> None:
+    part = path.with_suffix(".part")
+    with part.open("w", newline="") as file:
+        file.write(f"{command}\n")
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(rows)
+        for name in NETWORKS:
+            writer.writerows(table.get(name, []))
+    part.replace(path)
 
 
 if __name__ == "__main__":

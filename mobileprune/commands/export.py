@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mobileprune.commands.common import budget_option, json_option, make_display, print_out, run_stage
+from mobileprune.commands.common import budget_option, json_option, make_display, print_lines, print_out, run_stage
 
 _PRECISIONS = ("float32", "float16", "int8", "int8-float-io", "int8-uint8-io", "int16x8", "dynamic")
 
@@ -54,4 +54,5 @@ def export(
         print_out(json.dumps({"folder": str(folder), "files": [one.to_dict() for one in written]}, indent=1))
         return
     print_out(files_table(written))
+    print_lines(f"  {one.artifact.path.name}: {one.sentence}" for one in written)
     print_out(f"  {folder}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import exporters
 from exporters import manifest, verify
+from exporters.artifact import sha256_of
 from exporters.manifest import Entry as FileEntry
 from mobileprune.run import Entry
 from mobileprune.stages.context import Context
@@ -26,18 +27,38 @@ def export(ctx: Context) -> None:
     require(ctx.run, "finetuned", key, "finetune")
     owners = {"base": ctx.folder("base"), key: ctx.folder("results", key)}
     names = _formats(ctx)
-    waiting = [
-        (owner, name) for owner in owners for name in names if not ctx.run.journal.get("artifact", f"{owner}.{name}")
-    ]
-    if not waiting:
+    waiting = [(owner, name) for owner in owners for name in names if not _whole(ctx, owner, name)]
+    described = all((folder / "artifacts" / manifest.NAME).is_file() for folder in owners.values())
+    if not waiting and described:
         return
     ctx.display.stage("export", f"base and result as {' and '.join(names)} in {ctx.precision}")
     for owner, name in waiting:
         folder = owners[owner]
         network = Network(ctx.base, None, ctx.data.size) if owner == "base" else restore(ctx, folder, "weights")
         found = _written(ctx, network, folder / "artifacts", name, owner)
+        before = ctx.run.journal.get("artifact", f"{owner}.{name}")
+        if before and before["artifact"]["sha256"] != found["artifact"]["sha256"]:
+            ctx.display.say(_changed(found, before), style="yellow")
         ctx.run.journal.append("artifact", f"{owner}.{name}", **found)
     write_manifests(ctx)
+
+
+def _whole(ctx: Context, owner: str, name: str) -> bool:
+    """Whether the file, and what lies beside it, is there as it was written."""
+    entry = ctx.run.journal.get("artifact", f"{owner}.{name}")
+    if entry is None:
+        return False
+    path = ctx.run.path / entry["path"]
+    bundled = name != "tflite" or (path.parent / "android" / "model.json").is_file()
+    return path.is_file() and sha256_of(path) == entry["artifact"]["sha256"] and bundled
+
+
+def _changed(found: Entry, before: Entry) -> str:
+    """Why a file that was written again has other bytes than the first one, which was measured."""
+    now, then = found["artifact"]["versions"], before["artifact"]["versions"]
+    other = [f"{name} {now[name]} instead of {then.get(name)}" for name in now if then.get(name) != now[name]]
+    why = f"written with {', '.join(other)}" if other else "written on another machine or from other weights"
+    return f"{found['path']} has other bytes than the file that was measured: {why}"
 
 
 def _formats(ctx: Context) -> list[str]:
@@ -67,8 +88,7 @@ def _written(ctx: Context, network: Network, folder: Path, name: str, owner: str
             label = f"{ctx.source.name} {'base' if owner == 'base' else owner}"
             job.write_android(written, folder / "android", ctx.classes, label)
         tested = _test_accuracy(ctx, network, written)
-    if written.quantised:
-        ctx.display.say(f"{which} as {name}: {written.quantised.report}")
+    ctx.display.say(f"{which} as {name}: {written.sentence}")
     return {
         "path": str(written.artifact.path.relative_to(ctx.run.path)),
         **written.to_dict(),

@@ -19,6 +19,7 @@ from exporters import manifest, verify
 from exporters.android import PRECISIONS as ANDROID_PRECISIONS
 from exporters.android import write_bundle
 from exporters.quantize import ALLOWED_DROP, Quantized, quantize_within
+from mobileprune.budget import shown
 from mobileprune.data import RESIZE_RULE, Split
 from mobileprune.errors import UsageError
 from mobileprune.training.batches import View
@@ -90,6 +91,42 @@ class Written:
     artifact: exporters.Artifact
     verification: verify.Verification
     quantised: Quantized | None = None
+
+    @property
+    def difference(self) -> str:
+        """How far its logits are from torch's."""
+        parity = self.verification.parity
+        agreed = f"same best class on {parity.top1_agreement:.0%} of {parity.samples}"
+        return f"at most {parity.max_abs:.1e}, mean {parity.mean_abs:.1e}, of {parity.scale:.3g}; {agreed}"
+
+    @property
+    def remarks(self) -> list[str]:
+        """What else was found: operators without fast kernels or that only move data, layers in float, runtimes."""
+        found = self.verification
+        runs, remarks = found.acceleration, []
+        if runs.outside:
+            kinds = ", ".join(f"{kind} {share:.1%}" for kind, share in runs.outside.items())
+            remarks.append(f"left to slow kernels, of the work: {kinds}")
+        if runs.layout:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in runs.layout.items())
+            remarks.append(f"only moving data: {kinds} ({runs.layout_share:.0%} of all bytes moved)")
+        if self.quantised:
+            remarks.append(self.quantised.report)
+        return remarks + [other.mark for other in found.others if other.mark]
+
+    @property
+    def sentence(self) -> str:
+        """All that was found, on a line."""
+        found = self.verification
+        parts = [shown("size", found.size_bytes)]
+        if found.accuracy is not None:
+            parts.append(f"{found.accuracy:.1%} right in {found.runtime}")
+        parts.append(f"logits differ from torch's by {self.difference}")
+        if found.acceleration.share is not None:
+            parts.append(f"XNNPACK takes {found.acceleration.share:.0%} of the work")
+        if found.peak_memory_bytes is not None:
+            parts.append(f"{found.peak_memory_bytes / 1e6:.0f} MB of memory")
+        return "; ".join([*parts, *self.remarks])
 
     def to_dict(self) -> dict[str, Any]:
         return {

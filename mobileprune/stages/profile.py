@@ -24,6 +24,7 @@ from mobileprune.stages.records import CostLike, Costs, scale_key
 from mobileprune.stages.train import train_base
 
 _DRAFT_TOLERANCE = 1e-3  # of the largest logit
+_FLOAT = "float32"
 
 
 def profile(ctx: Context) -> None:
@@ -39,10 +40,33 @@ def profile(ctx: Context) -> None:
         return
     ctx.display.stage("profile", f"latency of {len(scales)} scales on {ctx.profile.title}")
     files = {scale_key(s): path for s, path in _exported(ctx, scales).items()}
-    report = measure(ctx, files)
+    beside = _float_beside(ctx)
+    report = measure(ctx, {**files, **beside})
     record(ctx, report.measurements, {scale_key(s): (s, files[scale_key(s)].stat().st_size) for s in scales})
-    for path in files.values():
+    if beside:
+        _say_if_slower(ctx, report.measurements[scale_key(BASE)], report.measurements[_FLOAT])
+    for path in (*files.values(), *beside.values()):
         path.unlink()
+
+
+def _float_beside(ctx: Context) -> dict[str, Path]:
+    """The base in float32, to be timed beside those in another precision: that may be the slower one."""
+    if ctx.precision == _FLOAT or ctx.profile.kind == "predicted":
+        return {}
+    path = ctx.folder("profile") / f"{_FLOAT}.{ctx.timing_format}"
+    export_for_timing(ctx, ctx.base, ctx.data.size, path, _FLOAT)
+    return {_FLOAT: path}
+
+
+def _say_if_slower(ctx: Context, here: Measurement, plain: Measurement) -> None:
+    if here.origin != "measured" or here.low_ms <= plain.high_ms:  # within what repeats differ by
+        return
+    note = (
+        f"in {ctx.precision} the base takes {here.latency_ms:.3g} ms as {ctx.timing_format} on {ctx.profile.title}, in "
+        f"{_FLOAT} {plain.latency_ms:.3g} ms: leave --precision out where time matters more than size"
+    )
+    ctx.run.journal.append("note", note)
+    ctx.display.say(note, style="yellow")
 
 
 def _count(ctx: Context) -> Costs:
@@ -110,14 +134,16 @@ def shaped(ctx: Context, scale: Scale) -> tuple[nn.Module, int]:
     return pruned.model, pruned.input_size[0]
 
 
-def export_for_timing(ctx: Context, model: nn.Module, size: int, path: Path) -> None:
+def export_for_timing(ctx: Context, model: nn.Module, size: int, path: Path, precision: str = "") -> None:
     """A file that takes the time of the final artifact; it is not kept.
 
     It is written the fast way, and the careful way where that computes something else.
+    precision: the run's where it is empty.
     """
     spec = exporters.InputSpec(3, size, size, ctx.view.mean, ctx.view.std)
-    exporters.export_draft(model, spec, path, format=ctx.timing_format, precision=ctx.precision)
-    if ctx.precision != "float32":  # an integer file of untrained weights computes nothing that could be compared
+    precision = precision or ctx.precision
+    exporters.export_draft(model, spec, path, format=ctx.timing_format, precision=precision)
+    if precision != _FLOAT:  # an integer file of untrained weights computes nothing that could be compared
         return
     image = np.random.default_rng(ctx.seed).normal(size=spec.shape()).astype(np.float32)
     if not verify.parity(path, model, image).passes(_DRAFT_TOLERANCE):

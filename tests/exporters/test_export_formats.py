@@ -42,6 +42,7 @@ def test_onnx_is_minimal_and_named(shelf: Shelf) -> None:
     assert [entry.name for entry in model.graph.input] == ["input"]
     assert [entry.name for entry in model.graph.output] == ["logits"]
     assert [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim] == [1, 3, 16, 16]
+    assert [entry.version for entry in model.opset_import] == [18]
     kinds = [node.op_type for node in model.graph.node]
     assert kinds.count("Conv") == 4 and "BatchNormalization" not in kinds and "Identity" not in kinds
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
@@ -55,6 +56,17 @@ def test_onnx_open_batch(simplify: bool, tmp_path: Path, images: np.ndarray) -> 
     assert runtime.batch is None
     assert parity(path, make_net("cifar"), images).passes()
     assert np.allclose(runtime(images)[3:4], runtime(images[3:4]), atol=1e-6)
+
+
+def test_gelu_is_one_operator(tmp_path: Path) -> None:
+    """Operator set 18 spells it out, which takes longer."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(784, 5))
+    for simplify in (True, False):
+        path = tmp_path / f"{simplify}.onnx"
+        export(net, SPEC, path, format="onnx", simplify=simplify)
+        model = onnx.load(path)
+        assert "Gelu" in [node.op_type for node in model.graph.node]
+        assert [entry.version for entry in model.opset_import] == [20]
 
 
 def test_onnx_opset(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import exporters.verify
 from exporters import ExportError, export
+from exporters.arm64 import check_arm64, programs
 from exporters.old import TOLERANCE, check_old, compare, interpreter
 from exporters.operators import acceleration, peak_memory, tflite_operators
 from exporters.verify import Gates, Verification, torch_logits, verify
@@ -108,6 +109,40 @@ def test_old_runtime_that_is_missing_or_broken(
     assert broken.agrees is False and "Op FANCY version 9" in broken.mark
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8", "int8-float-io", "int8-uint8-io"])
+def test_arm64_agrees(shelf: Shelf, precision: str, images: np.ndarray) -> None:
+    need_format("tflite")
+    if programs() is None:
+        absent("qemu and the runner are not installed here; run: tools/test_phone.py fetch and tools/build_bundle.py")
+    path = shelf.get("mobile", "tflite", precision).path
+    found = check_arm64(path, images, precision)
+    assert found.agrees and found.mark is None and found.difference is not None
+    words = check_arm64(shelf.get("mobile", "tflite", "int16x8").path, images, "int16x8")
+    assert words.agrees is None and "16-bit integers" in words.reason
+    late = check_arm64(path, images, precision, timeout_s=0.001)
+    assert late.agrees is None and "took more than 0.001 s" in late.reason
+
+
+def test_arm64_that_is_missing_or_broken(
+    shelf: Shelf, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_format("tflite")
+    path = shelf.get("mobile", "tflite").path
+    monkeypatch.setenv("MOBILEPRUNE_CACHE", str(tmp_path))
+    missing = check_arm64(path, images)
+    assert missing.agrees is None and missing.mark is None and "tools/build_bundle.py" in missing.reason
+    (tmp_path / "bundles/arm64").mkdir(parents=True)
+    (tmp_path / "bundles/arm64/runner").touch()
+    qemu = tmp_path / "debian/qemu-1/usr/bin/qemu-aarch64"
+    qemu.parent.mkdir(parents=True)
+    cases = {"""echo '{"error": "no FANCY"}'""": "cannot run it: no FANCY", "echo last words >&2; exit 3": "last words"}
+    for script, reason in cases.items():
+        qemu.write_text(f"#!/bin/sh\ncat > /dev/null\n{script}\n")
+        qemu.chmod(0o755)
+        broken = check_arm64(path, images)
+        assert broken.agrees is False and broken.mark.startswith("not for litert on arm64: ") and reason in broken.mark
+
+
 def test_tolerance_between_devices() -> None:
     wanted = np.array([[0.0, 10.0]], np.float32)
     step = TOLERANCE["float32"] * 10
@@ -128,7 +163,8 @@ def test_verification_of_a_good_file(shelf: Shelf, format_name: str, precision: 
     assert found.accuracy >= 0.9 and found.samples == 20 and found.parity.samples == 20
     assert found.size_bytes == artifact.size_bytes and found.peak_memory_bytes > 0
     assert found.takes.dtype == exporters.exporter(format_name).ends.get(precision, "float32")
-    assert (found.old is None) == (format_name != "tflite")
+    others = [other.runtime for other in found.others]
+    assert others == (["tflite-runtime 2.14.0", "litert on arm64"] if format_name == "tflite" else [])
     assert Verification.from_dict(found.to_dict()) == found
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,19 @@ from conftest import QUESTION, TINY, Call
 from hypothesis import given
 from hypothesis import strategies as st
 
+from device_profiles.benchmark import Measurement
 from device_profiles.profile import load_profile
 from exporters import manifest
+from exporters.artifact import sha256_of
 from mobileprune.data import Split
 from mobileprune.errors import UsageError
+from mobileprune.progress import Quiet
 from mobileprune.request import timed_format
-from mobileprune.stages.files import balanced
+from mobileprune.run import Run
+from mobileprune.stages.context import Context
+from mobileprune.stages.files import Images, balanced
+from mobileprune.stages.profile import _say_if_slower
+from mobileprune.training.batches import View
 
 
 def split_of(counts: list[int]) -> Split:
@@ -36,6 +45,13 @@ def test_calibration_images_are_spread_over_the_classes(counts: list[int], count
     assert torch.equal(found.labels, balanced(split_of(counts), count, seed).labels)
 
 
+def test_calibration_images_are_training_images() -> None:
+    train, validation = split_of([4, 4]), split_of([4, 4])
+    validation.images.fill_(255)
+    images = Images(View(1, (0.0,) * 3, (1.0,) * 3), train, validation)
+    assert images.calibration.max() == 0 < images.checked.min()
+
+
 def test_the_format_that_counts_has_the_precision() -> None:
     host, pixel = load_profile("host"), load_profile("pixel")
     assert timed_format(host, "float32") == "onnx"
@@ -45,24 +61,77 @@ def test_the_format_that_counts_has_the_precision() -> None:
         timed_format(pixel, "int8")
 
 
+@pytest.mark.parametrize(
+    ("low", "origin", "said"), [(4.1, "measured", True), (3.9, "measured", False), (4.1, "emulated", False)]
+)
+def test_a_run_says_where_float_is_faster(low: float, origin: str, said: bool, tmp_path: Path) -> None:
+    def measured(ms: float, low: float, high: float) -> Measurement:
+        return Measurement(ms, low, high, ms, ms, (ms,), 1, 0.0, None, "onnxruntime", 1, origin)
+
+    run = Run.create(tmp_path / "run", {"device": "host", "precision": "int8"})
+    _say_if_slower(Context(run, Quiet()), measured(5.0, low, 6.0), measured(3.5, 3.0, 4.0))
+    notes = [entry["key"] for entry in run.journal.all("note")]
+    assert bool(notes) is said
+    assert not said or ("in int8 the base takes 5 ms" in notes[0] and "float32 3.5 ms" in notes[0])
+
+
 def test_a_run_in_another_form(call: Call, finished: Path, tmp_path: Path) -> None:
     run, output = tmp_path / "run", tmp_path / "exported"
     shutil.copytree(finished, run)
-    done = call(
-        "export", run, "--format", "tflite", "--precision", "int8", "--output", output, "--allowed-drop", 20, "--json"
-    )
+    asked = ["--format", "tflite", "--format", "onnx", "--precision", "int8"]
+    done = call("export", run, *asked, "--output", output, "--allowed-drop", 20, "--json")
     assert done.returncode == 0, done.stderr
-    (told,) = json.loads(done.stdout)["files"]
-    assert told["artifact"]["precision"] == "int8"
+    told, *_ = files = json.loads(done.stdout)["files"]
+    assert [file["artifact"]["format"] for file in files] == ["tflite", "onnx"]
+    assert {file["artifact"]["precision"] for file in files} == {"int8"}
     assert told["verification"]["samples"] == 359
     assert told["quantisation"]["float_accuracy"] - told["verification"]["accuracy"] <= 0.2
     entry = manifest.read_manifest(output).entry("tflite", "int8")
     assert entry.quantisation is not None
     names = {path.name for path in (output / "android").iterdir()}
     assert names == {"Classifier.kt", "labels.txt", "model.json", "model.tflite"}
+    again = call("export", run, *asked, "--output", tmp_path / "again", "--allowed-drop", 20)
+    assert again.returncode == 0, again.stderr
+    for word in ("same best class on", "only moving data", "% of the work", "MB"):
+        assert word in again.stdout
+    assert digests(tmp_path / "again") == digests(output)
     refused = call("export", run, "--format", "onnx", "--data", "digits")
     assert refused.returncode == 2
     assert "leave --data out" in refused.stderr
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file but logs and the manifest, which holds measured figures."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    kept = [path for path in found if path.suffix != ".log" and path.name != "manifest.json"]
+    return {str(path.relative_to(folder)): sha256_of(path) for path in kept}
+
+
+def test_files_of_a_run_come_back_from_its_folder_alone(call: Call, finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (folder,) = run.glob("results/*/artifacts")
+    before, told = digests(folder), json.loads((folder / "manifest.json").read_text())
+    assert {"model.onnx", "model.tflite", "android/model.tflite", "android/labels.txt"} <= before.keys()
+    shutil.rmtree(folder)
+    base = run / "base/artifacts/model.onnx"
+    first = base.read_bytes()
+    base.write_bytes(b"damaged")
+    done = call("export", run)
+    assert done.returncode == 0, done.stderr
+    assert "other bytes" not in done.stderr
+    assert digests(folder) == before
+    assert base.read_bytes() == first
+    again = json.loads((folder / "manifest.json").read_text())
+    for data in (told, again):
+        for varying in data.pop("varies"):
+            for file in data["files"]:
+                *path, last = varying.removeprefix("files.").split(".")
+                reduce(getitem, path, file).pop(last)
+    assert again == told
+    finished_before = (run / "journal.jsonl").read_bytes()
+    assert call("export", run).returncode == 0
+    assert (run / "journal.jsonl").read_bytes() == finished_before
 
 
 def test_any_model(call: Call, tmp_path: Path) -> None:
@@ -81,6 +150,38 @@ def test_any_model(call: Call, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "without trained weights" in done.stderr
     assert (tmp_path / "out" / "manifest.json").exists()
+
+
+DICE = """
+import torch
+from torch import nn
+
+class Dice(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.head = nn.Linear(3, classes)
+
+    def forward(self, x):
+        x = self.head(x.mean((2, 3)))
+        return x + torch.rand_like(x)
+
+def dice(classes=10):
+    return Dice(classes)
+"""
+
+
+def test_a_file_that_fails_a_gate_is_kept_aside(call: Call, tmp_path: Path) -> None:
+    """What this network computes differs each time, so that no file can agree with it."""
+    (tmp_path / "dice.py").write_text(DICE)
+    out = tmp_path / "out"
+    done = call("export", f"{tmp_path / 'dice.py'}:dice", "--image-size", "16", "--format", "onnx", "--output", out)
+    assert done.returncode == 1
+    assert "refused: its logits differ" in done.stderr
+    assert not (out / "model.onnx").exists()
+    assert not (out / "manifest.json").exists()
+    assert (out / "rejected" / "model.onnx").is_file()
+    told = json.loads((out / "rejected" / "model.onnx.json").read_text())
+    assert told["reason"].startswith("its logits differ")
 
 
 @pytest.mark.timeout(600)
