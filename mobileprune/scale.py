@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+DIMENSIONS = ("depth", "width", "resolution")
+
 
 @dataclass(frozen=True, order=True)
 class Scale:
@@ -20,7 +22,7 @@ class Scale:
     resolution: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("depth", "width", "resolution"):
+        for name in DIMENSIONS:
             value = getattr(self, name)
             if not 0.0 < value <= 1.0:
                 raise ValueError(f"{name}={value} is not in (0, 1]: a scale is a share of the base")

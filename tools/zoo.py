@@ -3,9 +3,9 @@
     .venv/bin/python tools/zoo.py [--only TEXT ...] [--again TEXT ...] [--minutes 30] [--csv results/zoo.csv]
 
 For each network (random weights, 96 px or what it needs) and scale: prune, forward, backward, one optimiser step, the
-recipe and safetensors rebuild a bit-equal network, the MACs are those predicted, and the ONNX file gives the same
-numbers in ONNX Runtime. Where the architecture lacks a dimension the row says so and why; in the mixed scale it stays
-at 1. A refused row is one that this package cannot prune.
+recipe and safetensors rebuild a bit-equal network in a fresh process, the MACs are those predicted, and the ONNX file
+gives the same numbers in ONNX Runtime. Where the architecture lacks a dimension the row says so and why; in the mixed
+scale it stays at 1. A refused row is one that this package cannot prune.
 Every network runs in a child process of its own, on one thread; those in the table already are not run again.
 """
 
@@ -187,8 +187,8 @@ def build(name: str) -> nn.Module:
     return cast(nn.Module, getattr(module, factory)()).eval()
 
 
-def rows_of(name: str) -> Iterator[dict[str, Any]]:
-    """The four rows of one network. What goes wrong is written down, not hidden."""
+def rows_of(name: str, folder: Path) -> Iterator[dict[str, Any]]:
+    """The four rows of one network, whose results go to ``folder``. What goes wrong is written down, not hidden."""
     side = SIDES.get(name, 224 if name.removeprefix("timm:") in TRANSFORMERS else SIDE)
     image = torch.randn(1, 3, side, side)
     example: Inputs = (image, image) if name == "odd:two_inputs" else image
@@ -199,10 +199,10 @@ def rows_of(name: str) -> Iterator[dict[str, Any]]:
         status = "refused" if isinstance(error, MobilepruneError) else "fail"
         yield from (_row(name, scale, status=status, note=_said(error)) for scale in SCALES)
         return
-    for scale in SCALES:
+    for number, scale in enumerate(SCALES):
         started = time.monotonic()
         try:
-            found = check(name, model, anatomy, scale, example)
+            found = check(model, anatomy, scale, example, folder / str(number))
         except MobilepruneError as error:
             found = {"status": _status(error, anatomy), "note": _said(error)}
         except Exception as error:  # whatever the network or a library raises is a result
@@ -219,8 +219,8 @@ def _status(error: MobilepruneError, anatomy: Anatomy) -> str:
     return "lacks" if any(note in str(error) for note in lacking) else "refused"
 
 
-def check(name: str, model: nn.Module, anatomy: Anatomy, scale: Scale, example: Inputs) -> dict[str, Any]:
-    """Prune ``model`` to ``scale`` and check the result; raises at the first thing that is wrong."""
+def check(model: nn.Module, anatomy: Anatomy, scale: Scale, example: Inputs, folder: Path) -> dict[str, Any]:
+    """Prune ``model`` to ``scale``, check the result and store it; raises at the first thing that is wrong."""
     asked, notes = scale, []
     if sum(value < 1 for value in scale.as_tuple()) > 1:
         able = {"depth": len(anatomy.depths), "width": len(anatomy.widths.values), "resolution": len(anatomy.sizes)}
@@ -237,7 +237,7 @@ def check(name: str, model: nn.Module, anatomy: Anatomy, scale: Scale, example: 
     _require(abs(counted / predicted - 1) <= 0.05, f"{counted} MACs counted, {predicted} predicted")
     _train_one_step(result.model, inputs)
     reestimate_norms(result.model, [like(shape, 8, torch.randn)])  # at their initial values signals die out
-    _round_trip(name, result, inputs)
+    store(result, inputs, folder)
     error = _onnx_error(result, inputs, quick=True)
     if error > ATOL:
         notes.append(f"the quick ONNX file is off by {error:.2g}, the full one is not")
@@ -278,19 +278,35 @@ def _train_one_step(model: nn.Module, inputs: Inputs) -> None:
     model.eval()
 
 
-def _round_trip(name: str, result: Pruned, inputs: Inputs) -> None:
-    """recipe.json and safetensors on a freshly built base give the same bits."""
-    from safetensors.torch import load_file, save_file
+def store(result: Pruned, inputs: Inputs, folder: Path) -> None:
+    """The recipe and the weights, and what the network makes of ``inputs``."""
+    from safetensors.torch import save_file
 
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        weights = Path(folder) / "weights.safetensors"
-        save_file({key: tensor.clone().contiguous() for key, tensor in result.model.state_dict().items()}, weights)
-        again = rebuild(Recipe.from_json(result.recipe.to_json()), build(name)).eval()
-        state = again.state_dict()  # with the version that some networks ask for
-        state.update(load_file(weights))
-        again.load_state_dict(state)
-        pairs = zip(tensors_in(_call(again, inputs)), tensors_in(_call(result.model, inputs)), strict=True)
-        _require(all(torch.equal(a, b) for a, b in pairs), "the rebuilt network differs")
+    folder.mkdir(parents=True)
+    (folder / "recipe.json").write_text(result.recipe.to_json())
+    state = {key: tensor.clone().contiguous() for key, tensor in result.model.state_dict().items()}
+    save_file(state, folder / "weights.safetensors")
+    with torch.no_grad():
+        outputs = tensors_in(_call(result.model, inputs))
+    data = {f"in{i}": t.clone() for i, t in enumerate(tensors_in(inputs))}
+    data |= {f"out{i}": t.clone().contiguous() for i, t in enumerate(outputs)}
+    save_file(data, folder / "data.safetensors")
+
+
+def differs(name: str, folder: Path) -> str:
+    """What is wrong with a freshly built base, cut by the stored recipe, on the stored weights; empty: nothing."""
+    from safetensors.torch import load_file
+
+    model = rebuild(Recipe.from_json((folder / "recipe.json").read_text()), lambda: build(name)).eval()
+    state = model.state_dict()  # with the version that some networks ask for
+    state.update(load_file(folder / "weights.safetensors"))
+    model.load_state_dict(state)
+    data = load_file(folder / "data.safetensors")
+    inputs = tuple(data[key] for key in sorted(data) if key.startswith("in"))
+    with torch.no_grad():
+        outputs = tensors_in(_call(model, inputs))
+    same = all(torch.equal(t, data[f"out{i}"]) for i, t in enumerate(outputs))
+    return "" if same else "the network rebuilt in a fresh process differs"
 
 
 def _onnx_error(result: Pruned, inputs: Inputs, quick: bool) -> float:
@@ -315,8 +331,25 @@ def _row(name: str, scale: Scale, **found: Any) -> dict[str, Any]:
 
 
 def run_child(name: str) -> list[dict[str, Any]]:
-    """The rows of one network, from a process of its own; those it did not come to are failures."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--child", name]
+    """The rows of one network, from a process of its own; those it did not come to are failures.
+
+    A second process rebuilds what the first one stored.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        lines, why = _lines_of("--child", name, folder)
+        rows = [json.loads(line) for line in lines]
+        lines, broken = _lines_of("--fresh", name, folder)
+        found = dict(json.loads(line) for line in lines)
+        for number, row in enumerate(rows):
+            wrong = found.get(str(number), broken)
+            if row["status"] == "pass" and wrong:
+                row.update(status="fail", note=wrong)
+    return rows + [_row(name, scale, status="fail", note=why) for scale in SCALES[len(rows) :]]
+
+
+def _lines_of(*arguments: str) -> tuple[list[str], str]:
+    """What a child process of this script answers, and how it ended."""
+    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     environment = {**os.environ, **threads, "PYTHONPATH": str(ROOT)}
     try:
@@ -325,8 +358,7 @@ def run_child(name: str) -> list[dict[str, Any]]:
     except subprocess.TimeoutExpired as error:
         output = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
         why = f"not finished after {TIMEOUT_S:g} s"
-    rows = [json.loads(line[4:]) for line in output.splitlines() if line.startswith("row ")]
-    return rows + [_row(name, scale, status="fail", note=why) for scale in SCALES[len(rows) :]]
+    return [line[4:] for line in output.splitlines() if line.startswith("row ")], why
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -366,12 +398,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="networks whose name contains one of these")
     parser.add_argument("--again", nargs="*", default=[], help="run these anew though they are in the table")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no network after this time")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--fresh", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.child:
-        for row in rows_of(asked.child):
+        for row in rows_of(asked.child[0], Path(asked.child[1])):
             print("row", json.dumps(row), flush=True)
+        return
+    if asked.fresh:
+        for stored in sorted(Path(asked.fresh[1]).iterdir()):
+            print("row", json.dumps([stored.name, differs(asked.fresh[0], stored)]), flush=True)
         return
     started = time.monotonic()
     for name in names():

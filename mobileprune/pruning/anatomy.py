@@ -4,50 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch import nn
 
-from mobileprune.errors import MobilepruneError, UsageError
+from mobileprune.errors import UsageError
 from mobileprune.pruning.attention import refuse_transformer
 from mobileprune.pruning.blocks import Block, find_blocks, removal_order
-from mobileprune.pruning.cost import Cost, CostModel, Trace, trace
-from mobileprune.pruning.couplings import ChannelGroup, find_couplings, shared_axes
-from mobileprune.pruning.filters import Kept, WidthAxis, can_shrink, nearest, unit_of, width_axis
-from mobileprune.pruning.layers import (
-    Axis,
-    Inputs,
-    axes_of,
-    axis_sizes,
-    first_sample,
-    is_depthwise,
-    like,
-    outline,
-    require_image,
-    resized,
-    size_of,
-    tensors_in,
-)
+from mobileprune.pruning.cost import Cost, CostModel, Trace
+from mobileprune.pruning.couplings import ChannelGroup
+from mobileprune.pruning.filters import SMALLEST, Kept, WidthAxis, nearest, width_axis
+from mobileprune.pruning.groups import ProvenGroups, Steps, Subject, proven_groups
+from mobileprune.pruning.layers import Axis, Inputs, axis_sizes, first_sample, require_image
 from mobileprune.pruning.listed import find_listed_layers
 from mobileprune.pruning.plain import find_plain_layers
-from mobileprune.pruning.proof import prove
 from mobileprune.pruning.recipe import shapes_of
-from mobileprune.pruning.resolutions import (
-    SMALL_SIDE,
-    Size,
-    candidate_sizes,
-    default_step,
-    training_sizes,
-    working_sizes,
-)
-from mobileprune.scale import BASE, Lattice, Scale
+from mobileprune.pruning.resolutions import Size, find_sizes
+from mobileprune.pruning.shadow import shadow_of
+from mobileprune.scale import BASE, DIMENSIONS, Lattice, Scale
 
-SMALLEST_RESOLUTION = 0.25  # sizes below this share of the base's side are never tried
 _MOST_WIDTHS = 48  # of a lattice; a network can have hundreds of configurations that differ by one unit of one group
 
 
@@ -82,6 +57,7 @@ class Anatomy:
     base: Mapping[str, tuple[int, ...]] = field(repr=False)
     axes: Mapping[Axis, int] = field(repr=False)
     channel_step: int | Mapping[str, int]
+    least_channels: int
     units: tuple[int, ...] = field(repr=False)
     growth: Mapping[str, Sequence[int]] = field(repr=False)
     _costs: CostModel = field(repr=False, compare=False)
@@ -93,6 +69,7 @@ class Anatomy:
         example_input: Inputs,
         *,
         channel_step: int | Mapping[str, int] = 8,
+        least_channels: int = SMALLEST,
         resolution_step: int | None = None,
         resolutions: bool = True,
     ) -> Anatomy:
@@ -101,47 +78,35 @@ class Anatomy:
         example_input: (N, C, H, W), or a tuple of tensors for a network of several inputs; the size is that of the
         first of four dimensions, and other images shrink in the same ratio. channel_step: channel counts become
         multiples of it; a number, or one per kind of layer that makes or reads them, of "dense", "pointwise" and
-        "depthwise". resolution_step: the same for the input's side in pixels (default: 4 up to 64 px, 16 above).
+        "depthwise". least_channels: no group is cut below as many. resolution_step: the same as channel_step for the
+        input's side in pixels (default: 4 up to 64 px, 16 above).
 
         Where the network allows it all but the proof of the couplings is found from shapes alone ("meta" tensors).
         Raises UsageError where the model does not take the input, or is a transformer.
         """
         _require_usable(example_input, channel_step, resolution_step)
-        bench = outline(model).eval()
-        example = first_sample(example_input)
-        step = resolution_step or default_step(size_of(example))
+        shadow, shapes, whole = shadow_of(model, first_sample(example_input))
         notes: list[str] = []
-        traces, near, rarely = _sizes(bench, example, step, resolutions, notes)
-        refuse_transformer(bench, near)
-        blocks, remarks = find_blocks(bench, near)
-        through: list[str] = []
-        if not blocks and not remarks:
-            blocks, remarks = find_plain_layers(bench, near)
-            through = [part for block in blocks for part in block.parts]
-        groups, units, said = _groups(bench, near, channel_step, through, rarely)
-        growth: Mapping[str, Sequence[int]] = {}
-        if not blocks and not remarks:
-            blocks, growth = find_listed_layers(bench, near, groups)
-            through = [block.name for block in blocks if not block.leaves]
-            if through:  # what such an entry gives takes the place of what it gets
-                groups, units, said = _groups(bench, near, channel_step, through, rarely)
-                blocks, growth = find_listed_layers(bench, near, groups)
-        notes += said
-        blocks = _at_base(blocks, traces[size_of(example)])
-        notes += remarks or _too_few(blocks)
-        costs = CostModel(bench, groups, [block.parts for block in blocks])
-        for size, found in traces.items():
-            costs.add_size(size, found)
+        traces, near, rarely = find_sizes(shadow, shapes, whole, resolution_step, resolutions, notes)
+        refuse_transformer(shadow, near, whole.layers)
+        subject, steps = Subject(model, shadow, near, rarely), Steps(channel_step, least_channels)
+        found, remarks, proven, growth = _blocks_and_groups(subject, steps)
+        blocks = _at_base(found, whole)
+        notes += [*proven.notes, *(remarks or _too_few(blocks))]
+        costs = CostModel(model, proven.groups, [block.parts for block in blocks])
+        for size, calls in traces.items():
+            costs.add_size(size, calls)
         return cls(
             blocks=tuple(blocks),
-            groups=tuple(groups),
-            widths=width_axis(groups, units),
+            groups=proven.groups,
+            widths=width_axis(proven.groups, proven.units, least_channels),
             sizes=tuple(sorted(traces)),
             notes=notes,
             base=shapes_of(model),
             axes=axis_sizes(model),
             channel_step=channel_step,
-            units=tuple(units),
+            least_channels=least_channels,
+            units=proven.units,
             growth=growth,
             _costs=costs,
         )
@@ -207,6 +172,7 @@ class Anatomy:
         return Choice(BASE, block.parts, kept, self.base_size)
 
     def _without_growth(self, kept: Kept, removed: Sequence[str]) -> Kept:
+        """``kept`` without the groups that go with the ``removed`` blocks."""
         gone = {number for name in removed for number in self.growth.get(name, ())}
         return tuple(0 if number in gone else count for number, count in enumerate(kept))
 
@@ -220,8 +186,8 @@ class Anatomy:
 
     def require_possible(self, scale: Scale) -> None:
         """Raise UsageError where ``scale`` asks for a dimension in which nothing can be pruned."""
-        able = {"depth": len(self.blocks) > 1, "width": len(self.widths.values) > 1, "resolution": len(self.sizes) > 1}
-        for dimension, possible in able.items():
+        able = (len(self.blocks) > 1, len(self.widths.values) > 1, len(self.sizes) > 1)
+        for dimension, possible in zip(DIMENSIONS, able, strict=True):
             asked = getattr(scale, dimension)
             if asked < 1.0 and not possible:
                 reasons = [note for note in self.notes if note.startswith(dimension)] or ["nothing there can shrink"]
@@ -238,58 +204,28 @@ def _require_usable(example_input: Inputs, channel_step: int | Mapping[str, int]
         raise UsageError(f"channel step {channel_step} and resolution step {resolution_step} must be at least 1")
 
 
-def _sizes(
-    bench: nn.Module, example: Inputs, step: int, resolutions: bool, notes: list[str]
-) -> tuple[dict[Size, Trace], Inputs, bool]:
-    """What the network does at each size it takes, a small input, and whether some layers run in training only.
+def _blocks_and_groups(
+    subject: Subject, steps: Steps
+) -> tuple[list[Block], list[str], ProvenGroups, Mapping[str, Sequence[int]]]:
+    """The removable blocks and remarks on others, the channel groups, and the numbers of those that go with a block.
 
-    Sizes it does not take go into ``notes``. The small input is the smallest of at least 64 px: which channels are
-    coupled does not depend on the size.
+    Blocks are residual branches; else the layers of a plain network; else entries of a list, known by the channels
+    they make.
     """
-    base = size_of(example)
-    shadow, shape, whole = _shadow(bench, example)
-    every = candidate_sizes(base, step, SMALLEST_RESOLUTION)
-    rarely = any(axes_of(module) and name not in whole.shapes for name, module in bench.named_modules())
-    if resolutions:
-        traces, refusal = working_sizes(shadow, shape, every, {base: whole})
-        refusals = [refusal]
-        if rarely:
-            traces, refusal = training_sizes(shadow, shape, traces)
-            refusals.append(refusal)
-        notes += [f"resolution: {refusal}" for refusal in refusals if refusal is not None]
-        small = next((size for size in sorted(traces) if min(size) >= SMALL_SIDE), base)
-        return traces, resized(example, small), rarely
-    for size in every:
-        if min(size) >= SMALL_SIDE and size in working_sizes(shadow, shape, [size], {base: whole})[0]:
-            return {base: whole}, resized(example, size), rarely
-    return {base: whole}, example, rarely
-
-
-def _shadow(bench: nn.Module, example: Inputs) -> tuple[nn.Module, Inputs, Trace]:
-    """The network on tensors without data, where it runs on them, else as it is; its input, and what it does on it."""
-    try:
-        shadow = outline(bench, "meta")
-        for module in shadow.modules():
-            if isinstance(module, _NormBase) or type(module).__module__ == "torch.nn.modules.activation":
-                module.forward = partial(_shape_of, module)
-        shape = like(example, 1, torch.empty, device="meta")
-        return shadow, shape, trace(shadow, shape)
-    except Exception:  # whatever: data-dependent control flow, an operation that has no shape function
-        pass
-    try:
-        return bench, example, trace(bench, example)
-    except Exception as error:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(example))
-        raise UsageError(f"the model fails on an input {shapes}: {error}") from error
-
-
-def _shape_of(module: nn.Module, x: Tensor, *_: Any, **__: Any) -> Tensor:
-    """What a norm or an activation gives, without data: torch's own take up to 4 ms each, most of the analysis."""
-    if isinstance(module, nn.MultiheadAttention):
-        raise NotImplementedError("attention has no shape function here")
-    if isinstance(module, _NormBase) and (x.dim() < 2 or x.shape[1] != module.num_features):
-        raise ValueError(f"expected {module.num_features} channels and got a tensor of shape {tuple(x.shape)}")
-    return x
+    shadow, near = subject.shadow, subject.near
+    blocks, remarks = find_blocks(shadow, near)
+    if blocks or remarks:
+        return blocks, remarks, proven_groups(subject, steps), {}
+    blocks, remarks = find_plain_layers(shadow, near)
+    proven = proven_groups(subject, steps, [part for block in blocks for part in block.parts])
+    if blocks or remarks:
+        return blocks, remarks, proven, {}
+    blocks, growth = find_listed_layers(shadow, near, proven.groups)
+    through = [block.name for block in blocks if not block.leaves]
+    if through:  # what such an entry gives takes the place of what it gets
+        proven = proven_groups(subject, steps, through)
+        blocks, growth = find_listed_layers(shadow, near, proven.groups)
+    return blocks, [], proven, growth
 
 
 def _at_base(blocks: Sequence[Block], found: Trace) -> list[Block]:
@@ -310,56 +246,3 @@ def _too_few(blocks: Sequence[Block]) -> list[str]:
             "of layers that can do without one"
         ]
     return [] if len(blocks) > 1 else [f"depth: {blocks[0].name} is the only removable block, and one always stays"]
-
-
-def _groups(
-    bench: nn.Module,
-    example: Inputs,
-    channel_step: int | Mapping[str, int],
-    through: Sequence[str],
-    rarely: bool,
-) -> tuple[list[ChannelGroup], list[int], list[str]]:
-    """The proven groups that can shrink, their channel steps, and notes on what is left alone."""
-    notes = []
-    traced = find_couplings(bench, example, through, training=rarely)
-    notes += [f"width: {_listed(layers)} stay: {why}" for why, layers in traced.held.items() if layers]
-    shared = dict.fromkeys(axis.layer for axis in shared_axes(bench))
-    if shared:
-        notes.append(f"width: {_listed(list(shared))} share a weight: their channels stay")
-    units = {id(group): unit_of(group, bench, channel_step) for group in traced.groups}
-    candidates = [group for group in traced.groups if can_shrink(group, units[id(group)])]
-    try:
-        proven, refuted = prove(bench, candidates, like(example, 1, torch.zeros, device="cpu"), rarely=rarely)
-    except (RuntimeError, ValueError, MobilepruneError) as error:
-        notes.append(f"width: the couplings cannot be tested ({type(error).__name__}: {error})")
-        return [], [], notes
-    kinds: dict[str, list[tuple[ChannelGroup, str]]] = {}
-    for group, reason in refuted:
-        kinds.setdefault(reason.partition(" (")[0], []).append((group, reason))
-    for failures in kinds.values():
-        layers = list(dict.fromkeys(layer for group, _ in failures for layer in _made_by(bench, group)))
-        channels = sum(group.channels for group, _ in failures)
-        notes.append(f"width: {channels} channels of {_listed(layers)} stay: {failures[0][1]}")
-    if not proven and not candidates:
-        notes.append("width: no layer has channels to spare")
-    return proven, [units[id(group)] for group in proven], notes
-
-
-def _listed(layers: Sequence[str]) -> str:
-    return ", ".join(layers[:6]) + (f" and {len(layers) - 6} more" if len(layers) > 6 else "")
-
-
-def _made_by(model: nn.Module, group: ChannelGroup) -> list[str]:
-    """The layers that make the channels of ``group``, for a person to read."""
-    outs = [axis.layer for axis in group.members if axis.side == "out"]
-    layers = {path: module for path, module in model.named_modules() if path in outs}
-    made = [path for path in outs if "in" in axes_of(layers[path]) and not is_depthwise(layers[path])]
-    return made or outs or [group.name]
-
-
-def rows_left(group: ChannelGroup, kept: Mapping[Axis, Sequence[int]]) -> NDArray[np.int64]:
-    """The channels of ``group`` that a network with the base positions ``kept`` still has."""
-    for axis, members in group.members.items():
-        if axis in kept:
-            return np.flatnonzero(np.isin(members[:, 0], np.asarray(kept[axis])))
-    return np.arange(group.count)

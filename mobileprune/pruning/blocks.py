@@ -55,6 +55,7 @@ def find_blocks(model: nn.Module, example_input: Inputs) -> tuple[list[Block], l
     convolution or linear layer. No class name is looked at.
     """
     names = {module: name for name, module in model.named_modules() if name}
+    holders = Holders(model)
     tracer = _Tracer()
     with _hooked(names, tracer), tracer:
         shapes = [t.shape for t in outputs(model, example_input)]
@@ -62,7 +63,7 @@ def find_blocks(model: nn.Module, example_input: Inputs) -> tuple[list[Block], l
         id(call.module): call
         for call in tracer.finished
         if call.residual and not call.extra and tracer.count[id(call.module)] == 1
-        if has_weights(call.module) and owns(model, names[call.module], call.module)
+        if has_weights(call.module) and holders.owns(names[call.module], call.module)
     }
     innermost = [call for call in found.values() if not any(id(m) in found for m in _below(call.module))]
     blocks = [
@@ -80,12 +81,20 @@ def has_weights(module: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.conv._ConvNd | nn.Linear) for m in module.modules())
 
 
-def owns(model: nn.Module, name: str, block: nn.Module) -> bool:
-    """Neither a module nor a parameter of the block is also found outside of it."""
-    within = {id(m) for m in block.modules()} | {id(p) for p in block.parameters()}
-    paths = model.named_modules(remove_duplicate=False)
-    others = [m for path, m in paths if path != name and not path.startswith(name + ".")]
-    return not any(id(part) in within for m in others for part in (m, *m.parameters(recurse=False)))
+class Holders:
+    """Where each module and parameter of ``model`` is found, to say whether a block has its own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.paths: dict[int, list[str]] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            for part in (module, *module.parameters(recurse=False)):
+                self.paths.setdefault(id(part), []).append(path)
+
+    def owns(self, name: str, block: nn.Module) -> bool:
+        """Neither a module nor a parameter of the block at ``name`` is also found outside of it."""
+        parts = (part for module in block.modules() for part in (module, *module.parameters(recurse=False)))
+        paths = (path for part in parts for path in self.paths[id(part)])
+        return all(path == name or path.startswith(name + ".") for path in paths)
 
 
 def verified(

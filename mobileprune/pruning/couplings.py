@@ -122,22 +122,20 @@ def _groups(tracer: ChannelTracer, label: NDArray[np.int64]) -> list[ChannelGrou
     wanted = component != label[FIXED]
     owner, position, component = owner[wanted], position[wanted], component[wanted]
     order = np.argsort(component, kind="stable")
-    cuts = np.flatnonzero(np.diff(component[order])) + 1
-    channels = [part for part in np.split(order, cuts) if len(part)]
-    alike: dict[bytes, list[NDArray[np.int64]]] = {}
-    for part in sorted(channels, key=lambda part: int(part[0])):
-        alike.setdefault(owner[part].tobytes(), []).append(position[part])
-    groups = []
-    for signature, rows in alike.items():
-        whose, first, many = np.unique(
-            np.frombuffer(signature, dtype=owner.dtype), return_index=True, return_counts=True
-        )
-        table = np.array(rows, dtype=np.int64)
-        spans = zip(whose.tolist(), first.tolist(), many.tolist(), strict=True)
-        members = {axes[w]: table[:, start : start + n] for w, start, n in spans}
-        group = ChannelGroup("", members)
-        groups.append(ChannelGroup(group.root.layer, members))
-    return groups
+    _, start, length = np.unique(component[order], return_index=True, return_counts=True)
+    found: list[tuple[int, ChannelGroup]] = []
+    for size in np.unique(length).tolist():
+        entries = order[start[length == size][:, None] + np.arange(size)]  # (channels, size)
+        entries = entries[np.argsort(entries[:, 0])]
+        owners = owner[entries]
+        while len(entries):
+            signature = owners[0]
+            alike = (owners == signature).all(axis=1)
+            rows, entries, owners = entries[alike], entries[~alike], owners[~alike]
+            members = {axes[i]: position[rows[:, signature == i]] for i in dict.fromkeys(signature.tolist())}
+            root = ChannelGroup("", members).root
+            found.append((int(rows[0, 0]), ChannelGroup(root.layer, members)))
+    return [group for _, group in sorted(found, key=lambda pair: pair[0])]
 
 
 def shared_axes(model: nn.Module) -> Iterator[Axis]:

@@ -10,9 +10,7 @@ from mobileprune.pruning.anatomy import Anatomy
 from mobileprune.pruning.couplings import ChannelGroup
 from mobileprune.pruning.layers import Axis
 from mobileprune.pruning.resolutions import Size
-from mobileprune.scale import BASE, Scale
-
-DIMENSIONS = ("depth", "width", "resolution")
+from mobileprune.scale import BASE, DIMENSIONS, Scale
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from mobileprune.pruning.couplings import ChannelGroup
 from mobileprune.pruning.layers import Axis, is_depthwise
 
-SMALLEST = 8  # no group falls below this many channels: a residual stream of 8 has cost 10 points (18 blocks, CIFAR-10)
+SMALLEST = 8  # no group falls below this many channels, unless it is asked to
 
 Kept = tuple[int, ...]  # channels (rows of the group's members) kept per group
 
@@ -24,7 +24,7 @@ Kept = tuple[int, ...]  # channels (rows of the group's members) kept per group
 class WidthAxis:
     """The widths that a network can take: ``values[i]`` is the share of channels kept by ``kept[i]``, ascending.
 
-    A group of C channels can keep C, or a multiple of ``unit`` below it and not below max(step, 8); unit is the
+    A group of C channels can keep C, or a multiple of ``unit`` below it and not below max(step, least); unit is the
     channel step, or the least multiple of it that a grouped convolution can take. At a nominal width t it keeps
     whichever of these is closest to t C (the greater of two as close). As t falls from 1 to 0 this passes through
     finitely many configurations; each is named by the share of the prunable channels that it really keeps, so asking
@@ -55,9 +55,9 @@ class _Rule:
     floor: int
 
     @classmethod
-    def of(cls, group: ChannelGroup, step: int) -> _Rule:
+    def of(cls, group: ChannelGroup, step: int, least: int) -> _Rule:
         unit = math.lcm(step, group.positions_each)
-        floor = -(-max(step, SMALLEST) // unit) * unit
+        floor = -(-max(step, least) // unit) * unit
         return cls(group.channels, unit, min(floor, group.channels))
 
     @property
@@ -100,16 +100,19 @@ def _kind(module: nn.Module) -> str:
     return "pointwise" if all(k == 1 for k in module.kernel_size) else "dense"
 
 
-def can_shrink(group: ChannelGroup, step: int) -> bool:
+def can_shrink(group: ChannelGroup, step: int, least: int = SMALLEST) -> bool:
     """Whether any width keeps fewer channels of the group than it has."""
-    rule = _Rule.of(group, step)
+    rule = _Rule.of(group, step, least)
     return rule.floor < rule.channels
 
 
-def width_axis(groups: Sequence[ChannelGroup], step: int | Sequence[int]) -> WidthAxis:
-    """Enumerate the configurations of ``groups`` (each able to shrink) at channel step ``step``, or one step each."""
+def width_axis(groups: Sequence[ChannelGroup], step: int | Sequence[int], least: int = SMALLEST) -> WidthAxis:
+    """Enumerate the configurations of ``groups`` (each able to shrink) at channel step ``step``, or one step each.
+
+    least: the fewest channels of any group.
+    """
     steps = [step] * len(groups) if isinstance(step, int) else step
-    rules = [_Rule.of(group, unit) for group, unit in zip(groups, steps, strict=True)]
+    rules = [_Rule.of(group, unit, least) for group, unit in zip(groups, steps, strict=True)]
     total = sum(rule.channels for rule in rules)
     if not total:
         return WidthAxis((1.0,), ((),))

@@ -127,7 +127,7 @@ def _per_position(module: nn.Module, values: Tensor, axis: Axis) -> NDArray[np.f
             return _numbers(per_group.flatten(2).sum(2).flatten())
         return _numbers(values.flatten(1).sum(1))
     is_out = (axis.side == "out") != bool(getattr(module, "transposed", False))
-    return _numbers((values if is_out else values.transpose(0, 1)).flatten(1).sum(1))
+    return _numbers(values.sum([d for d in range(values.dim()) if d != (0 if is_out else 1)]))
 
 
 def _numbers(values: Tensor) -> NDArray[np.float64]:
@@ -141,13 +141,13 @@ def best(scores: NDArray[np.float64], alive: NDArray[np.int64], count: int) -> N
 
 
 def spread_globally(
-    scores: Sequence[NDArray[np.float64]], uniform: Sequence[int], units: Sequence[int], floors: Sequence[int]
+    scores: Sequence[NDArray[np.float64]], total: int, units: Sequence[int], floors: Sequence[int]
 ) -> tuple[int, ...]:
-    """As many channels as ``uniform`` keeps in all, where the scores are highest across the groups.
+    """``total`` channels in all, where the scores are highest across the groups: how many each group keeps.
 
     scores: of the channels that each group still has, divided here by the group's mean, as torch-pruning does. Channels
     come and go by the unit of their group. No group falls below ``floors``, whatever its scores: a network whose
-    narrowest layer collapses is lost. At most one unit of channels less than asked is kept.
+    narrowest layer collapses is lost. At most one unit of channels less than ``total`` is kept.
     """
     kept = list(floors)
     offers = []
@@ -155,7 +155,7 @@ def spread_globally(
         ranked = np.sort(values / max(float(values.mean()) if len(values) else 0.0, 1e-30))[::-1]
         starts = range(floors[number], len(ranked), units[number])
         offers += [(-float(ranked[at : at + units[number]].mean()), number, at) for at in starts]
-    left = sum(uniform) - sum(floors)
+    left = total - sum(floors)
     stopped: set[int] = set()
     for _, number, at in sorted(offers):
         size = min(units[number], len(scores[number]) - at)

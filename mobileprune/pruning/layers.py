@@ -7,13 +7,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from mobileprune.errors import UsageError
 
+Positions = Sequence[int] | NDArray[np.int64]
 Inputs = Tensor | tuple[Tensor, ...]
 """What a network is called with: one batch, or several tensors."""
 
@@ -74,11 +77,11 @@ def axis_sizes(model: nn.Module) -> dict[Axis, int]:
     return sizes
 
 
-def slice_model(model: nn.Module, keep: Mapping[Axis, Sequence[int]]) -> None:
+def slice_model(model: nn.Module, keep: Mapping[Axis, Positions]) -> None:
     """Keep only the positions ``keep[axis]`` (ascending) of each named axis of ``model``, in place."""
-    by_layer: dict[str, dict[str, list[int]]] = {}
+    by_layer: dict[str, dict[str, Tensor]] = {}
     for axis, positions in keep.items():
-        by_layer.setdefault(axis.layer, {})[axis.side] = [int(i) for i in positions]
+        by_layer.setdefault(axis.layer, {})[axis.side] = _index(positions)
     for layer, sides in by_layer.items():
         if "param" in sides:
             owner_path, _, name = layer.rpartition(".")
@@ -90,7 +93,11 @@ def slice_model(model: nn.Module, keep: Mapping[Axis, Sequence[int]]) -> None:
             slice_layer(model.get_submodule(layer), sides.get("out"), sides.get("in"))
 
 
-def slice_layer(module: nn.Module, out: list[int] | None, into: list[int] | None) -> None:
+def _index(positions: Positions) -> Tensor:
+    return torch.from_numpy(np.array(positions, dtype=np.int64))
+
+
+def slice_layer(module: nn.Module, out: Tensor | None, into: Tensor | None) -> None:
     """Keep the output channels ``out`` and the input channels ``into`` (None: all) of one layer, in place.
 
     Weights, biases, running statistics and the attributes that state the sizes all follow. A layer with one
@@ -123,7 +130,7 @@ def slice_layer(module: nn.Module, out: list[int] | None, into: list[int] | None
             raise TypeError(f"a {type(module).__name__} has no channels to cut")
 
 
-def _slice_extras(module: nn.Module, size: int, out: list[int]) -> None:
+def _slice_extras(module: nn.Module, size: int, out: Tensor) -> None:
     """Per-channel tensors that a subclass adds, such as the gain of a weight-standardised convolution."""
     usual = ("weight", "bias", "running_mean", "running_var")
     for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
@@ -131,7 +138,7 @@ def _slice_extras(module: nn.Module, size: int, out: list[int]) -> None:
             _replace(module, name, out, 0)
 
 
-def _slice_conv(conv: _ConvNd, out: list[int] | None, into: list[int] | None) -> None:
+def _slice_conv(conv: _ConvNd, out: Tensor | None, into: Tensor | None) -> None:
     out_dim, in_dim = (1, 0) if conv.transposed else (0, 1)
     if conv.groups == 1:
         if out is not None:
@@ -149,7 +156,7 @@ def _slice_conv(conv: _ConvNd, out: list[int] | None, into: list[int] | None) ->
         conv.in_channels = len(into)
 
 
-def _slice_grouped(conv: _ConvNd, out: list[int] | None, into: list[int] | None) -> None:
+def _slice_grouped(conv: _ConvNd, out: Tensor | None, into: Tensor | None) -> None:
     """Slice the weight of a grouped convolution: (out, in / groups, ...), transposed (in, out / groups, ...).
 
     The dimension without "/ groups" takes the positions as they are; the other one takes the positions of the
@@ -159,21 +166,20 @@ def _slice_grouped(conv: _ConvNd, out: list[int] | None, into: list[int] | None)
     per_group = shared_size // conv.groups
     if whole is not None:
         _replace(conv, "weight", whole, 0)
-    if shared is not None and per_group > 1:
-        local = [i for i in shared if i < per_group]
-        if shared != [g * per_group + i for g in range(conv.groups) for i in local] and not is_depthwise(conv):
+    if shared is not None and per_group > 1 and not is_depthwise(conv):
+        local = shared[shared < per_group]
+        everywhere = torch.arange(conv.groups)[:, None] * per_group + local
+        if not torch.equal(shared, everywhere.flatten()):
             raise ValueError("the groups of a grouped convolution must keep the same positions")
-        if not is_depthwise(conv):
-            _replace(conv, "weight", local, 1)
+        _replace(conv, "weight", local, 1)
 
 
-def _replace(owner: nn.Module, name: str, positions: Sequence[int], dim: int) -> None:
+def _replace(owner: nn.Module, name: str, positions: Tensor, dim: int) -> None:
     """Index one parameter or buffer of ``owner`` along ``dim``; absent ones (no bias, not affine) are left."""
     old = getattr(owner, name, None)
     if old is None:
         return
-    index = torch.as_tensor(positions, dtype=torch.long, device=old.device)
-    new = old.detach().index_select(dim, index)
+    new = old.detach().index_select(dim, positions.to(old.device))
     if isinstance(old, nn.Parameter):
         setattr(owner, name, nn.Parameter(new, requires_grad=old.requires_grad))
     else:
@@ -197,6 +203,7 @@ def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
         return tensors_in(cast(Any, model)(*(inputs if isinstance(inputs, tuple) else (inputs,))))
 
 
+_CONTAINERS = frozenset([dict, OrderedDict, set, list])
 _PLAIN = frozenset([int, float, complex, str, bool, bytes, type(None), type, torch.dtype, torch.Size, torch.device])
 
 
@@ -216,13 +223,15 @@ def outline(model: nn.Module, device: str | None = None) -> nn.Module:
     for module in modules:
         copied = memo[id(module)].__dict__
         for name, value in vars(module).items():
-            copied[name] = value if type(value) in _PLAIN else _copied(value, memo)
+            kind = type(value)
+            if kind in _PLAIN:
+                copied[name] = value
+            else:
+                copied[name] = kind() if kind in _CONTAINERS and not value else _copied(value, memo)
     return cast(nn.Module, memo[id(model)])
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    if type(value) in (dict, OrderedDict) and not value:
-        return type(value)()
     if type(value) is tuple and all(type(v) in _PLAIN for v in value):
         return value
     if type(value) in (dict, OrderedDict) and all(id(v) in memo or v is None for v in value.values()):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mobileprune.pruning.blocks import Block, has_weights, owns, verified
+from mobileprune.pruning.blocks import Block, Holders, has_weights, verified
 from mobileprune.pruning.couplings import ChannelGroup
 from mobileprune.pruning.filters import removed_positions
 from mobileprune.pruning.layers import Axis, Inputs, axis_sizes, is_depthwise, outputs, tensors_in
@@ -24,7 +24,7 @@ def find_listed_layers(
     groups that nobody else makes, are no longer read.
     """
     given, shapes = _called_once(model, example_input)
-    sizes = axis_sizes(model)
+    sizes, holders = axis_sizes(model), Holders(model)
     blocks: list[Block] = []
     growth: dict[str, tuple[int, ...]] = {}
     for parent, container in model.named_modules():
@@ -32,7 +32,7 @@ def find_listed_layers(
             continue
         for key, entry in container.named_children():
             name = f"{parent}.{key}" if parent else key
-            if name not in given or not has_weights(entry) or not owns(model, name, entry):
+            if name not in given or not has_weights(entry) or not holders.owns(name, entry):
                 continue
             own = _made_by(name, groups, model, sizes)
             into, out = given[name]

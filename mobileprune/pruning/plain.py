@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mobileprune.pruning.blocks import Block, owns, verified
+from mobileprune.pruning.blocks import Block, Holders, verified
 from mobileprune.pruning.layers import Inputs, axes_of, is_depthwise, outputs, tensors_in
 
 
@@ -25,11 +25,12 @@ def find_plain_layers(model: nn.Module, example_input: Inputs) -> tuple[list[Blo
     layers (an inception or fire module, a unit with parallel convolutions) counts where it holds no such layer.
     """
     names = {module: name for name, module in model.named_modules() if name}
+    holders = Holders(model)
     reads = _Reads()
     with _hooked(names, reads), reads:
         shapes = [t.shape for t in outputs(model, example_input)]
     once = [call for call in reads.calls if reads.count[call.module] == 1 and call.one and call.same_shape]
-    trunk = [call for call in once if owns(model, names[call.module], call.module) and reads.on_trunk(call)]
+    trunk = [call for call in once if holders.owns(names[call.module], call.module) and reads.on_trunk(call)]
     layers = [call for call in trunk if _ordinary(call.module) == 1]
     largest = [call for call in layers if not any(_inside(call, other) for other in layers)]
     several = [call for call in trunk if _ordinary(call.module) > 1 and not any(_inside(o, call) for o in layers)]

@@ -29,6 +29,8 @@ from mobileprune.pruning.layers import (
     slice_model,
 )
 
+_PERIOD = 262_147  # of the noise that weights are made of: a prime, so that no two filters are alike
+_PLACES, _STRIDE = 1009, 101  # the places in it where weights begin, and what is between two of them
 _TOLERANCE = 1e-4  # of the output's size, in single precision; a wrong coupling differs in the first digits
 
 
@@ -69,9 +71,9 @@ class _Bench:
         generator = torch.Generator().manual_seed(seed)
         self.sizes = axis_sizes(model)
         self.model = _randomised(model, generator)
-        pair = like(example_input, 2, lambda shape: torch.randn(shape, generator=generator))
+        pair = like(example_input, 2, lambda shape: torch.randn(shape, generator=generator), device="cpu")
         _calibrate(self.model, pair, generator)
-        self.inputs = like(example_input, 1, lambda shape: torch.randn(shape, generator=generator))
+        self.inputs = like(example_input, 1, lambda shape: torch.randn(shape, generator=generator), device="cpu")
         self.dense = outputs(self.model, self.inputs)
         self.pair = pair
         self.rarely = rarely and self._trains(self.model)
@@ -97,7 +99,7 @@ class _Bench:
     def _compare(self, keep: Mapping[Axis, NDArray[np.int64]]) -> str | None:
         pruned = outline(self.model)
         try:
-            slice_model(pruned, {axis: positions.tolist() for axis, positions in keep.items()})
+            slice_model(pruned, keep)
             got = outputs(pruned, self.inputs)
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             return f"the network fails once they are cut ({_first_line(error)})"
@@ -131,29 +133,32 @@ def _randomised(model: nn.Module, generator: torch.Generator) -> nn.Module:
     Convolutions and linear layers look into one stretch of noise per fan-in, each at a place of its own: a second set
     of weights would double the memory.
     """
-    noise: dict[int, Tensor] = {}
-    weights = [m.weight for m in model.modules() if isinstance(m, _ConvNd | nn.Linear) and isinstance(m.weight, Tensor)]
-    for fan_in in {_fan_in(w) for w in weights}:
-        most = max(w.numel() for w in weights if _fan_in(w) == fan_in)
-        stretch = torch.empty(most + 1009, dtype=torch.float32).uniform_(-1, 1, generator=generator)
-        noise[fan_in] = stretch.mul_((6.0 / fan_in) ** 0.5)
-    copied = outline(model, "meta")
-    for module in copied.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if isinstance(module, _ConvNd | nn.Linear) and name == "weight":
-                stretch = noise[_fan_in(parameter)]
-                start = int(torch.randint(1009, (), generator=generator))
-                value = stretch[start : start + parameter.numel()].view(parameter.shape)
-            else:
-                draw = torch.randn(parameter.shape, generator=generator).clamp_(-2, 2)
-                value = draw * 0.3 if name == "bias" else 1.0 + 0.3 * draw  # scales: norms, layer scale, PReLU
-            setattr(module, name, nn.Parameter(value, requires_grad=False))
-    originals = dict(model.named_buffers())
-    for path, _ in list(copied.named_buffers()):
-        owner, _, name = path.rpartition(".")
-        old = originals[path].detach().cpu().clone()
-        copied.get_submodule(owner)._buffers[name] = old.float() if old.is_floating_point() else old
-    return copied.eval()
+    copied = outline(model, "meta").eval()
+    layers = [m for m in copied.modules() if isinstance(m, _ConvNd | nn.Linear) and isinstance(m.weight, Tensor)]
+    longest: dict[int, int] = {}
+    for layer in layers:
+        longest[_fan_in(layer.weight)] = max(layer.weight.numel(), longest.get(_fan_in(layer.weight), 0))
+    once = torch.empty(_PERIOD).uniform_(-1, 1, generator=generator)
+    most = max((parameter.numel() for parameter in copied.parameters()), default=0)
+    unit = once.repeat((most + _PLACES) // _PERIOD + 1)
+    noise = {fan_in: unit[: size + _PLACES] * (6.0 / fan_in) ** 0.5 for fan_in, size in longest.items()}
+    weights = {id(layer.weight): noise[_fan_in(layer.weight)] for layer in layers}
+    made: dict[int, nn.Parameter] = {}
+    for number, (path, parameter) in enumerate(copied.named_parameters()):
+        start, size = number * _STRIDE % _PLACES, parameter.numel()
+        if id(parameter) in weights:
+            value = weights[id(parameter)][start : start + size].view(parameter.shape)
+        else:
+            draw = unit[start : start + size].view(parameter.shape) * 0.5
+            value = draw if path.endswith("bias") else 1.0 + draw  # scales: norms, layer scale, PReLU
+        made[id(parameter)] = nn.Parameter(value, requires_grad=False)
+    for path, module in copied.named_modules():
+        module._parameters.update({n: p if p is None else made[id(p)] for n, p in module._parameters.items()})
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                old = model.get_submodule(path).get_buffer(name).detach().cpu().clone()
+                module._buffers[name] = old.float() if old.is_floating_point() else old
+    return copied
 
 
 def _fan_in(weight: Tensor) -> int:
@@ -192,7 +197,7 @@ def _ignoring(model: nn.Module, pruned: nn.Module, keep: Mapping[Axis, NDArray[n
             model.set_submodule(axis.layer, _OnKept(pruned.get_submodule(axis.layer), positions, size))
         elif axis.side == "in" and _standardised(module):
             reader = outline(module)
-            slice_layer(reader, None, positions.tolist())
+            slice_layer(reader, None, torch.as_tensor(positions))
             replaced[axis.layer] = module
             model.set_submodule(axis.layer, nn.Sequential(_Selected(positions), reader))
         elif axis.side == "in" and not is_depthwise(module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal
 
@@ -12,13 +12,12 @@ from mobileprune.errors import UsageError
 from mobileprune.pruning.anatomy import Anatomy
 from mobileprune.pruning.cost import Cost
 from mobileprune.pruning.recipe import Recipe
-from mobileprune.scale import BASE, Scale
+from mobileprune.scale import BASE, DIMENSIONS, Scale
 
 TOLERANCE = 0.01  # of the requested share: scales this close count as equal, and the evenest of them is taken
 MISSED = 0.02  # a request further off than this was missed
 
 Measure = Literal["macs", "params"]
-_DIMENSIONS = ("depth", "width", "resolution")
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,7 @@ class Reached:
     requested: float
     macs: float
     params: float
+    base: Cost = field(repr=False, compare=False)
 
     @property
     def share(self) -> float:
@@ -40,6 +40,10 @@ class Reached:
     def error(self) -> float:
         """How far the share reached is from the requested one, relative to it; negative: smaller."""
         return self.share / self.requested - 1.0
+
+    def error_of(self, cost: Cost) -> float:
+        """The same of another network's ``cost``."""
+        return getattr(cost, self.measure) / max(1, getattr(self.base, self.measure)) / self.requested - 1.0
 
     def __str__(self) -> str:
         what = "MACs" if self.measure == "macs" else "parameters"
@@ -53,7 +57,7 @@ def reach(
     *,
     macs: float | None = None,
     params: float | None = None,
-    along: Sequence[str] = _DIMENSIONS,
+    along: Sequence[str] = DIMENSIONS,
     ranking: Mapping[str, float] | None = None,
     parent: Recipe | None = None,
 ) -> Reached:
@@ -89,7 +93,8 @@ def reach(
                 f"{share:.1%} ({scale}): ask for at least that"
             )
     cost = search.cost(scale)
-    return Reached(scale, measure, requested, cost.macs / search.base.macs, cost.params / search.base.params)
+    base = search.base
+    return Reached(scale, measure, requested, cost.macs / base.macs, cost.params / base.params, base)
 
 
 def _request(macs: float | None, params: float | None) -> tuple[Measure, float]:
@@ -106,9 +111,9 @@ def _axes(
     anatomy: Anatomy, along: Sequence[str], measure: Measure, parent: Recipe | None
 ) -> tuple[Sequence[float], Sequence[float], Sequence[float]]:
     """The values of each dimension that may be taken, ascending; a single one where a dimension stays as it is."""
-    unknown = [name for name in along if name not in _DIMENSIONS]
+    unknown = [name for name in along if name not in DIMENSIONS]
     if unknown or not along:
-        raise UsageError(f"along={list(along)}: name one or more of {', '.join(_DIMENSIONS)}")
+        raise UsageError(f"along={list(along)}: name one or more of {', '.join(DIMENSIONS)}")
     start = parent.scale if parent else BASE
     every = {"depth": anatomy.depths, "width": anatomy.widths.values, "resolution": anatomy.resolutions}
     axes = []
@@ -174,7 +179,7 @@ class _Uneven:
 
     def __init__(self, search: _Search, axes: Sequence[Sequence[float]]) -> None:
         self.tables: dict[str, dict[float, float]] = {}
-        for name, axis in zip(_DIMENSIONS, axes, strict=True):
+        for name, axis in zip(DIMENSIONS, axes, strict=True):
             if len(axis) > 1:
                 alone = {value: Scale(**{**_as_dict(search.start), name: value}) for value in axis}
                 self.tables[name] = {value: math.log(max(1e-12, search.share(s))) for value, s in alone.items()}
@@ -186,4 +191,4 @@ class _Uneven:
 
 
 def _as_dict(scale: Scale) -> dict[str, float]:
-    return dict(zip(_DIMENSIONS, scale.as_tuple(), strict=True))
+    return dict(zip(DIMENSIONS, scale.as_tuple(), strict=True))

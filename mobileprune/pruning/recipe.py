@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,8 @@ class Recipe:
     positions that stay, ascending; axes inside removed blocks are not listed. input_size and base_input_size: (h, w).
     base: shape of every tensor of the base's state dict, to recognise it. versions: the libraries that made it. listed:
     those of ``removed`` that left the list which their parent loops over (of the others ``nn.Identity`` took the
-    place). method: how blocks and channels were chosen in the last step.
+    place). method: how blocks and channels were chosen in the last step. network: the class of the base as
+    "package.Name", for a person to read; what its constructor was called with is not known, so the shapes decide.
     """
 
     scale: Scale
@@ -37,6 +38,7 @@ class Recipe:
     versions: Mapping[str, str]
     listed: tuple[str, ...] = ()
     method: Mapping[str, str] = field(default_factory=dict)
+    network: str = ""
 
     def to_json(self) -> str:
         """One JSON document; equal lists of positions are written once."""
@@ -44,6 +46,7 @@ class Recipe:
         axes = [[axis.layer, axis.side, sets.setdefault(kept, len(sets))] for axis, kept in self.kept.items()]
         document = {
             "format": FORMAT,
+            "network": self.network,
             "versions": dict(self.versions),
             "scale": list(self.scale.as_tuple()),
             "input_size": list(self.input_size),
@@ -80,6 +83,7 @@ class Recipe:
                 versions=document["versions"],
                 listed=tuple(document.get("removed_from_lists", ())),
                 method=document.get("method", {}),
+                network=document.get("network", ""),
             )
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise MobilepruneError(
@@ -92,16 +96,17 @@ class Recipe:
         return {
             name: shape
             for name, shape in self.base.items()
-            if not _inside(name, self.removed) and name not in cut and name.rpartition(".")[0] not in cut
+            if not within(name, self.removed) and name not in cut and name.rpartition(".")[0] not in cut
         }
 
 
-def rebuild(recipe: Recipe, base_model: nn.Module) -> nn.Module:
-    """The pruned architecture, made from a freshly constructed base network, which is left untouched.
+def rebuild(recipe: Recipe, base: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    """The pruned architecture, made from the base network, which is left untouched, or from its constructor.
 
     Its weights are the base's remaining ones: load the pruned model's state dict into it (strictly). Raises
-    MobilepruneError naming the first difference where ``base_model`` is not the network the recipe was made from.
+    MobilepruneError naming the first difference where ``base`` is not the network the recipe was made from.
     """
+    base_model = base if isinstance(base, nn.Module) else base()
     require_same(recipe.base, base_model, "the recipe")
     model = outline(base_model)
     apply(model, recipe.removed, recipe.kept, recipe.listed)
@@ -114,7 +119,7 @@ def apply(
 ) -> None:
     """Take the blocks ``removed`` out of ``model`` (those ``listed``: from their lists) and keep the positions ``keep``
     of each axis, in place."""
-    slice_model(model, {axis: positions for axis, positions in keep.items() if not _inside(axis.layer, removed)})
+    slice_model(model, {axis: positions for axis, positions in keep.items() if not within(axis.layer, removed)})
     remove_blocks(model, removed, listed)
 
 
@@ -156,7 +161,7 @@ def require_pruned(recipe: Recipe, model: nn.Module) -> None:
                 f"the recipe does not describe this model: {axis} has {len(kept)} channels there and "
                 f"{sizes.get(axis, 'none')} here; give the recipe that was saved with the model"
             )
-    left = next((name for name in shapes if _inside(name, recipe.removed)), None)
+    left = next((name for name in shapes if within(name, recipe.removed)), None)
     if left is not None:
         raise MobilepruneError(
             f"the recipe does not describe this model: it removed the block that holds {left}; give the recipe that "
@@ -169,5 +174,6 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _inside(name: str, blocks: Sequence[str]) -> bool:
+def within(name: str, blocks: Sequence[str]) -> bool:
+    """Whether the module or parameter at ``name`` is one of ``blocks`` or inside of one."""
     return any(name == block or name.startswith(block + ".") for block in blocks)

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from mobileprune.pruning.cost import Trace, trace
-from mobileprune.pruning.layers import Inputs, like, outputs, resized
+from mobileprune.pruning.layers import Inputs, axes_of, like, outputs, resized, size_of
 
 SMALL_SIDE = 64  # inputs up to this side move in small steps
 SMALL_STEP, LARGE_STEP = 4, 16
+SMALLEST_RESOLUTION = 0.25  # sizes below this share of the base's side are never tried
 
 Size = tuple[int, int]
 
@@ -28,6 +29,31 @@ def candidate_sizes(base: Size, step: int, smallest: float) -> list[Size]:
     heights = [h for h in range(step, height, step) if h / height >= smallest]
     sizes = [(h, max(step, round(width * h / height / step) * step)) for h in heights]
     return [*sizes, base]
+
+
+def find_sizes(
+    model: nn.Module, example_input: Inputs, whole: Trace, step: int | None, every: bool, notes: list[str]
+) -> tuple[dict[Size, Trace], Inputs, bool]:
+    """What ``model`` does at each size it takes, a small input, and whether some layers run in training only.
+
+    whole: its trace on ``example_input``. step: of the sizes in pixels. every: whether all sizes are wanted or the
+    base's alone. Sizes it does not take go into ``notes``. The small input is the smallest of at least 64 px: which
+    channels are coupled does not depend on the size.
+    """
+    base = size_of(example_input)
+    sizes = candidate_sizes(base, step or default_step(base), SMALLEST_RESOLUTION)
+    rarely = any(axes_of(module) and name not in whole.shapes for name, module in model.named_modules())
+    traces = {base: whole}
+    if every:
+        traces, refusal = working_sizes(model, example_input, sizes, traces)
+        refusals = [refusal]
+        if rarely:
+            traces, refusal = training_sizes(model, example_input, traces)
+            refusals.append(refusal)
+        notes += [f"resolution: {refusal}" for refusal in refusals if refusal is not None]
+    large = (size for size in sizes if min(size) >= SMALL_SIDE and (size in traces or not every))
+    small = next((s for s in large if s in traces or s in working_sizes(model, example_input, [s], traces)[0]), base)
+    return traces, resized(example_input, small), rarely
 
 
 def working_sizes(

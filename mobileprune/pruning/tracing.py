@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 
 from mobileprune.pruning.layers import (
     Axis,
@@ -117,9 +117,8 @@ class ChannelTracer(TorchDispatchMode):
                 hook.remove()
 
     def _through(self, x: Tensor, y: Tensor) -> None:
-        self._inside += 1  # what is done to labels is not traced
-        self.tie(self._full(x), self._full(y))
-        self._inside -= 1
+        with _pop_mode_temporarily():  # what is done to labels is not traced
+            self.tie(self._full(x), self._full(y))
 
     def _enter(self, *_: Any) -> None:
         self._inside += 1
@@ -127,7 +126,8 @@ class ChannelTracer(TorchDispatchMode):
     def _leave(self, path: str, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
         """A layer is one step, whatever it does inside (pads, standardises its weights, acts)."""
         if self._inside == 1:
-            self._layer(path, module, args[0], tensors_in(output)[0])
+            with _pop_mode_temporarily():
+                self._layer(path, module, args[0], tensors_in(output)[0])
         self._inside -= 1
 
     def _layer(self, path: str, module: nn.Module, x: Tensor, y: Tensor) -> None:

@@ -103,7 +103,7 @@ def test_global_widths_keep_the_count_the_floors_and_the_units(
     values = [np.random.default_rng(seed).random(size) for size, (_, _, seed) in zip(sizes, groups, strict=True)]
     uniform = [max(unit, round(share * size / unit) * unit) for size, unit in zip(sizes, units, strict=True)]
     floors = [min(u, max(unit, u // 2 // unit * unit)) for u, unit in zip(uniform, units, strict=True)]
-    kept = spread_globally(values, uniform, units, floors)
+    kept = spread_globally(values, sum(uniform), units, floors)
     assert sum(uniform) - max(units) < sum(kept) <= sum(uniform)
     for n, size, unit, floor in zip(kept, sizes, units, floors, strict=True):
         assert floor <= n <= size and n % unit == 0
@@ -132,6 +132,31 @@ def test_global_widths_go_where_the_weights_are_and_never_collapse() -> None:
     assert torch.equal(built.eval()(X), spread.model.eval()(X))
     smaller = prune(spread.model, Scale(1, 0.4, 1), X, anatomy=anatomy, recipe=spread.recipe, widths="global")
     assert smaller.macs < spread.macs and count(smaller.model, X).macs == round(smaller.macs * count(model, X).macs)
+
+
+def test_the_floor_lies_between_uniform_widths_and_none() -> None:
+    model = shaken(Tiny(3))
+    with torch.no_grad():
+        for layer in (model.body[1].a, model.body[1].an):
+            layer.weight.mul_(1e-3)
+        model.body[1].b.weight[:, 8:] *= 1e-3
+    anatomy = Anatomy.of(model, X, channel_step=4, least_channels=4)
+    fewest = []
+    for floor in (0.0, 0.5, 0.75, 1.0):
+        pruned = prune(model, Scale(1, 0.5, 1), X, anatomy=anatomy, widths="global", floor=floor).model
+        fewest.append(pruned.body[1].a.out_channels)
+    assert fewest[0] < fewest[1] == 12 < fewest[2] == 20 < fewest[3] == 24  # of 48, uniformly 24, in steps of 4
+    uniform = prune(model, Scale(1, 0.5, 1), X, anatomy=anatomy).recipe
+    assert prune(model, Scale(1, 0.5, 1), X, anatomy=anatomy, widths="global", floor=1).recipe.kept == uniform.kept
+    with pytest.raises(UsageError, match=r"floor=1\.5 is no share"):
+        prune(model, Scale(1, 0.5, 1), X, anatomy=anatomy, widths="global", floor=1.5)
+
+
+def test_no_group_is_cut_below_the_least() -> None:
+    model = Tiny(2)
+    for least, smallest in ((4, (4, 4, 4)), (8, (8, 8, 8)), (30, (32, 32))):  # the stream of 32 cannot shrink to 32
+        widths = Anatomy.of(model, X, channel_step=4, least_channels=least).widths
+        assert widths.kept[0] == smallest and widths.kept[-1] == (32, 48, 48)[-len(smallest) :]
 
 
 @pytest.mark.parametrize("importance", ["bn", "taylor", "random"])

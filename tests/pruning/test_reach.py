@@ -136,6 +136,22 @@ def test_prune_takes_a_share_and_says_what_it_reached() -> None:
     assert smaller.params == left / base.params
 
 
+@pytest.mark.parametrize("share", [0.35, 0.6, 0.85])
+def test_global_widths_hit_a_share_too_though_they_cost_more_or_less_than_uniform_ones(share: float) -> None:
+    model, anatomy = prepared("timm:mobilenetv3_small_050")
+    pruned = prune(model, None, X, macs=share, along=("width",), anatomy=anatomy, widths="global")
+    assert pruned.macs == count(pruned.model, X).macs / count(model, X).macs == pytest.approx(share, rel=0.02)
+    uniform = prune(model, None, X, macs=share, along=("width",), anatomy=anatomy)
+    assert pruned.scale.depth == uniform.scale.depth == pruned.scale.resolution == 1.0
+    assert pruned.recipe.kept.keys() != uniform.recipe.kept.keys() or pruned.scale.width != uniform.scale.width
+
+
+def test_the_dimensions_of_a_request_are_no_part_of_a_scale() -> None:
+    model, anatomy = prepared("tiny")
+    with pytest.raises(UsageError, match="a scale says itself"):
+        prune(model, Scale(1, 0.5, 1), X, anatomy=anatomy, along=("width",))
+
+
 def test_prune_wants_one_target() -> None:
     model, anatomy = prepared("tiny")
     with pytest.raises(UsageError, match="either a scale"):

@@ -123,6 +123,17 @@ def test_recipe_and_model_that_do_not_belong_together_are_refused() -> None:
         prune(half.model, Scale(0.5, 0.4, 1), X, recipe=half.recipe)
 
 
+def test_a_recipe_names_the_base_and_is_rebuilt_by_its_constructor() -> None:
+    model = shaken(Tiny(3))
+    anatomy = Anatomy.of(model, X)
+    parent = prune(model, Scale(0.7, 0.5, 1), X, anatomy=anatomy)
+    child = prune(parent.model, Scale(0.7, 0.4, 1), X, anatomy=anatomy, recipe=parent.recipe)
+    assert parent.recipe.network == child.recipe.network == "nets.Tiny"
+    again = rebuild(Recipe.from_json(child.recipe.to_json()), lambda: Tiny(3))
+    again.load_state_dict(child.model.state_dict())
+    assert torch.equal(again.eval()(X), child.model.eval()(X))
+
+
 def test_rebuild_leaves_the_base_alone() -> None:
     model = Tiny(3)
     before = {name: tuple(t.shape) for name, t in model.state_dict().items()}

@@ -238,7 +238,7 @@ def test_slicing_every_kind_of_layer_by_its_definition() -> None:
     def check(layer: nn.Module, out: list[int] | None, into: list[int] | None) -> None:
         layer = shaken(nn.Sequential(layer))[0]
         cut = copy.deepcopy(layer)
-        slice_layer(cut, out, into)
+        slice_layer(cut, *(None if at is None else torch.tensor(at) for at in (out, into)))
         masked = torch.zeros_like(x)
         masked[:, into or slice(None)] = x[:, into or slice(None)]
         wanted = layer(masked)
@@ -255,13 +255,13 @@ def test_slicing_every_kind_of_layer_by_its_definition() -> None:
     check(nn.InstanceNorm2d(12, affine=True), keep_in, keep_in)
     check(nn.PReLU(12), keep_in, keep_in)
     with pytest.raises(ValueError, match="same positions"):
-        slice_layer(nn.Conv2d(12, 6, 3, groups=2), None, [0, 1, 6, 8])
+        slice_layer(nn.Conv2d(12, 6, 3, groups=2), None, torch.tensor([0, 1, 6, 8]))
 
 
 def test_frozen_parameters_stay_frozen_and_do_not_matter_to_tracing() -> None:
     model = Tiny(2).requires_grad_(False)
     assert len(find_groups(model, X)) == 3
-    slice_layer(model.stem, [0, 1], None)
+    slice_layer(model.stem, torch.tensor([0, 1]), None)
     assert not model.stem.weight.requires_grad
 
 

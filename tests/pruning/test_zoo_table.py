@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from mobileprune.errors import UsageError
 
@@ -20,28 +21,34 @@ def zoo() -> ModuleType:
 
 
 def test_a_network_is_checked_at_every_scale_and_a_lacking_dimension_is_named(
-    zoo: ModuleType, monkeypatch: pytest.MonkeyPatch
+    zoo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    rows = list(zoo.rows_of("odd:two_inputs"))
+    rows = list(zoo.rows_of("odd:two_inputs", tmp_path / "two"))
     assert [row["status"] for row in rows] == ["pass", "pass", "pass", "pass"]
     assert all(set(row) == set(zoo.COLUMNS) for row in rows)
+    stored = tmp_path / "two" / "3"
+    assert zoo.differs("odd:two_inputs", stored) == ""
+    weights = load_file(stored / "weights.safetensors")
+    weights["fine.bias"][0] += 1
+    save_file(weights, stored / "weights.safetensors")
+    assert "fresh process differs" in zoo.differs("odd:two_inputs", stored)
     monkeypatch.setitem(zoo.ODD, "plain", lambda: zoo.nn.Sequential(zoo._Conv(3, 16), zoo._Conv(16, 24, 2)))
     monkeypatch.setitem(zoo.SIDES, "odd:plain", 16)
-    rows = list(zoo.rows_of("odd:plain"))
+    rows = list(zoo.rows_of("odd:plain", tmp_path / "plain"))
     assert rows[1]["status"] == "lacks" and "no residual block" in rows[1]["note"]
     assert rows[3]["note"].startswith("without depth")
 
 
-def test_what_goes_wrong_is_written_down(zoo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_goes_wrong_is_written_down(zoo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(zoo, "ATOL", -1.0)
-    first = next(zoo.rows_of("odd:loop_dict"))
+    first = next(zoo.rows_of("odd:loop_dict", tmp_path))
     assert first["status"] == "fail" and "ONNX Runtime differs" in first["note"]
 
     def refuse(*_: object, **__: object) -> None:
         raise UsageError("this network cannot be pruned in depth")
 
     monkeypatch.setattr(zoo, "prune", refuse)
-    assert next(zoo.rows_of("odd:loop_dict"))["status"] == "refused"
+    assert next(zoo.rows_of("odd:loop_dict", tmp_path))["status"] == "refused"
 
 
 def test_the_table_is_kept_and_counted(zoo: ModuleType, tmp_path: Path) -> None:
