@@ -72,6 +72,10 @@ class Engine(Protocol):
     """Runs jobs. A job that is done is in the journal, and its files in the run folder, before ``wait`` returns it."""
 
     @property
+    def processes(self) -> int | None:
+        """How many processes of this machine train one network together; None: one for each GPU."""
+
+    @property
     def pending(self) -> int:
         """Jobs submitted and not yet returned."""
 
@@ -83,9 +87,10 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """One job after the other, in this process."""
+    """One job after the other, in this process or by several that train together: one for each GPU by default."""
 
-    def __init__(self) -> None:
+    def __init__(self, processes: int | None = None) -> None:
+        self.processes = processes
         self._jobs: deque[Job] = deque()
 
     @property
@@ -96,8 +101,12 @@ class LocalEngine:
         self._jobs.append(job)
 
     def wait(self, ctx: Context) -> tuple[Job, Entry]:
+        from mobileprune.stages.train import forget
+
         job = self._jobs.popleft()
-        return job, ctx.run.journal.append(job.kind, job.key, **_work(ctx, job))
+        entry = ctx.run.journal.append(job.kind, job.key, **_work(ctx, job))
+        forget(ctx, job.name)
+        return job, entry
 
 
 def _work(ctx: Context, job: Job) -> Mapping[str, Any]:
@@ -148,8 +157,10 @@ class RayEngine:
 
     address: of a running cluster ("auto", "host:port" or "ray://..."); without one Ray is started on this machine.
     cpus, gpus: what each job takes; a GPU each by default where the cluster has any. mobileprune and the data must be
-    on every node, under the same path.
+    on every node, under the same path. A job that takes several GPUs trains on all of them.
     """
+
+    processes: int | None = None
 
     def __init__(self, address: str | None = None, cpus: float = 1, gpus: float | None = None) -> None:
         self._ray = _import_ray()
@@ -272,12 +283,20 @@ def _remote_work(shared: Parcel, own: Parcel, job: Job) -> _Answer:
         return _Answer(node, error=f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})")
 
 
-def make_engine(name: str = "local", address: str | None = None, cpus: float = 1, gpus: float | None = None) -> Engine:
-    """``local`` or ``ray``. Raises UsageError for another name, or an address without ray."""
+def make_engine(
+    name: str = "local",
+    address: str | None = None,
+    cpus: float = 1,
+    gpus: float | None = None,
+    processes: int | None = None,
+) -> Engine:
+    """``local`` or ``ray``. Raises UsageError for another name, and for what is of the other engine."""
     if name == "local":
         if address is not None:
             raise UsageError("--address is of a Ray cluster: add --engine ray")
-        return LocalEngine()
+        return LocalEngine(processes)
     if name == "ray":
+        if processes is not None:
+            raise UsageError("--processes is of one machine; with --engine ray each job trains on its own: --job-gpus")
         return RayEngine(address, cpus, gpus)
     raise UsageError(f"no engine {name!r}; there are local and ray")

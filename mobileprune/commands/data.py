@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mobileprune.commands.common import json_option, print_out
+from mobileprune.commands.common import json_option, print_lines
 
 
 @click.command(short_help="What a data set looks like to mobileprune.")
@@ -30,4 +30,4 @@ def data(spec: str, as_json: bool, **how: Any) -> None:
     from mobileprune.data import describe_data
 
     found = describe_data(spec, **how)
-    print_out(json.dumps(found.to_dict(), indent=1) if as_json else "\n".join(found.lines()))
+    print_lines([json.dumps(found.to_dict(), indent=1)] if as_json else found.lines())

@@ -93,6 +93,7 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--address", help="Of a running Ray cluster.  [default: one on this machine]")
 @click.option("--job-cpus", type=click.FloatRange(0, min_open=True), default=1, show_default=True, help="Of a Ray job.")
 @click.option("--job-gpus", type=click.FloatRange(0), help="Of a Ray job.  [default: 1 where there are any]")
+@click.option("--processes", type=click.IntRange(1), help="That train one network together.  [default: one per GPU]")
 def optimize(path: Path | None, budgets: tuple[str, ...], dry_run: bool, as_json: bool, **flags: Any) -> None:
     """From a trained CNN to a smaller one that keeps the budget on the device: files, measurements and a report.
 
@@ -104,7 +105,7 @@ def optimize(path: Path | None, budgets: tuple[str, ...], dry_run: bool, as_json
     from mobileprune.run import locked
 
     asked = parse_budgets(budgets)
-    where = [flags.pop(name) for name in ("engine", "address", "job_cpus", "job_gpus")]
+    where = [flags.pop(name) for name in ("engine", "address", "job_cpus", "job_gpus", "processes")]
     request = Request(**flags)
     path = path or new_folder(flags["model"], request.data)
     if not asked and not (path / "run.toml").exists():

@@ -54,4 +54,7 @@ def status(run: Path, as_json: bool) -> None:
         return
     for stage in found["stages"]:
         click.echo(f"{stage['name']:>9}  {stage['state']}")
+    if training := found["training"]:
+        pace = f"{training['images_per_s']:,.0f} images/s, {training['left']} of training left in all"
+        click.echo(f"{'training':>9}  {training['name']}: epoch {training['epoch']} is done, {pace}")
     click.echo(f"{'next':>9}  {found['next']}")

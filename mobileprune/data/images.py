@@ -99,7 +99,7 @@ def digest(image: Pixels) -> bytes:
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Square images, float (N, C, S, S), to (N, C, size, size) by the resize rule."""
+    """Square images, (N, C, S, S), to (N, C, size, size) by the resize rule: float, or uint8 on the CPU."""
     if images.shape[-1] == size:
         return images
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)

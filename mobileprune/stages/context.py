@@ -100,7 +100,13 @@ class Context:
         seen = self.run.once(
             "data",
             "fingerprint",
-            lambda: {"value": fingerprint, "classes": list(data.classes), "size": data.size, "notes": list(data.notes)},
+            lambda: {
+                "value": fingerprint,
+                "classes": list(data.classes),
+                "size": data.size,
+                "train": len(data.train),
+                "notes": list(data.notes),
+            },
         )
         if seen["value"] != fingerprint:
             raise MobilepruneError(

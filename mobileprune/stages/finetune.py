@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mobileprune.engine import Job
+from mobileprune.progress import counted
 from mobileprune.stages import weights
 from mobileprune.stages.context import Context
 from mobileprune.stages.prune import restore
@@ -18,7 +19,8 @@ def finetune(ctx: Context) -> None:
     if ctx.run.journal.get("finetuned", key) is not None:
         return
     require(ctx.run, "pruned", key, "prune")
-    ctx.display.stage("finetune", f"{scale}, {ctx.schedule('result').epochs} epochs, distilled from the base")
+    epochs = counted(ctx.schedule("result").epochs, "epoch")
+    ctx.display.stage("finetune", f"{scale}, {epochs}, distilled from the base")
     choose_rate(ctx, lambda: restore(ctx, ctx.folder("results", key), "pruned"))
     ctx.engine.submit(ctx, Job("finetuned", f"finetune {key}", scale))
     _, entry = ctx.engine.wait(ctx)
@@ -30,6 +32,6 @@ def finetune_one(ctx: Context, job: Job) -> dict[str, object]:
     folder = ctx.folder("results", scale_key(job.scale))
     network = restore(ctx, folder, "pruned")
     view = ctx.view_at(network.size)
-    train(ctx, network.model, view, "result", job.name, distill=True)
+    train(ctx, network.model, view, "result", job.name, distill=True, recipe=network.recipe)
     weights.store(network.model, folder / "weights.safetensors")
     return {"scale": job.scale.as_tuple(), **scores(ctx, network.model, view)}

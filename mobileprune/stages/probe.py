@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from mobileprune.engine import Job
+from mobileprune.progress import counted
 from mobileprune.scale import Scale
 from mobileprune.search.probes import parent_of
 from mobileprune.stages.context import Context
 from mobileprune.stages.prune import cut, finished_probes, store
 from mobileprune.stages.records import scale_key
+from mobileprune.stages.remaining import FULL_EPOCHS, probe_cost
 from mobileprune.stages.solve import check_reachable, current_budgets, plan_probes
 from mobileprune.stages.train import choose_rate, describe, scores, train
 
@@ -24,10 +26,14 @@ def probe(ctx: Context) -> None:
     announced = False
     while planned := plan_probes(ctx.run, budgets, limit):
         if not announced:
-            ctx.display.stage("probe", f"accuracy of up to {limit} scales, {ctx.schedule('probe').epochs} epochs each")
+            each = counted(ctx.schedule("probe").epochs, "epoch")
+            ctx.display.stage("probe", f"accuracy of up to {limit} scales, {each} each")
             announced = True
         choose_rate(ctx, lambda: cut(ctx, planned[0], parent_of(planned[0], [])))
         _probe_all(ctx, planned)
+    if announced:
+        made = counted(len(ctx.run.journal.all("probe")), "probe")
+        ctx.display.say(f"{made}: {100 * probe_cost(ctx.run):.2g} % of the work of {FULL_EPOCHS} epochs of the base")
 
 
 def _probe_all(ctx: Context, planned: list[Scale]) -> None:
@@ -52,7 +58,7 @@ def probe_one(ctx: Context, job: Job) -> dict[str, object]:
     assert job.parent is not None
     network = cut(ctx, job.scale, job.parent)
     view = ctx.view_at(network.size)
-    train(ctx, network.model, view, "probe", job.name, distill=True)
+    train(ctx, network.model, view, "probe", job.name, distill=True, recipe=network.recipe)
     store(network, ctx.folder("probes", scale_key(job.scale)), "weights")
     # Probes are for choosing: the test split is left alone.
     found = scores(ctx, network.model, view, test=False)

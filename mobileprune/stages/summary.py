@@ -16,6 +16,7 @@ from mobileprune.errors import MobilepruneError
 from mobileprune.run import Entry, Run
 from mobileprune.scale import BASE, Scale
 from mobileprune.stages.records import read_costs, scale_key
+from mobileprune.stages.remaining import training_under_way
 from mobileprune.stages.solve import Problem, chosen_scale, current_budgets
 
 Summary = dict[str, Any]
@@ -96,6 +97,8 @@ def _side(run: Run, scale: Scale, owner: str, score: Entry, report: Mapping[str,
             "format": artifact["format"],
             "precision": artifact["precision"],
             "input": artifact["input"],
+            "takes": entry["verification"]["takes"]["dtype"],
+            "gives": entry["verification"]["gives"]["dtype"],
             "classes": artifact["output_classes"],
             "size_bytes": artifact["size_bytes"],
             "accuracy": entry["accuracy"],
@@ -180,7 +183,7 @@ def _latency(found: Mapping[str, Any]) -> str:
 
 
 def status(run: Run) -> dict[str, Any]:
-    """How far the run is: each stage's state in words, and the command that goes on."""
+    """How far the run is: each stage's state in words, the training under way, and the command that goes on."""
     journal = run.journal
     question = journal.newest("question")
     answer = journal.get("answer", question["key"]) if question else None
@@ -191,12 +194,17 @@ def status(run: Run) -> dict[str, Any]:
     def state(done: bool) -> str:
         return "done" if done else "to do"
 
+    def is_done(kind: str, key: str) -> bool:
+        if kind == "artifact":  # one for each format
+            return any(e["key"].startswith(f"{key}.") for e in journal.all(kind))
+        return journal.get(kind, key) is not None
+
     stages = [
         ("base", state(journal.get("ranking", "blocks") is not None)),
         ("profile", f"{latencies} scales measured" if latencies else "to do"),
         ("probe", f"{probes} of at most {wanted} probes" if probes else "to do"),
         ("solve", f"settled on {Scale(*answer['scale'])}" if answer else "to do"),
-        *((name, state(key is not None and journal.get(kind, key) is not None)) for name, kind in _FINAL),
+        *((name, state(key is not None and is_done(kind, key))) for name, kind in _FINAL),
     ]
     finished = all(text != "to do" for _, text in stages)
     command = f"mobileprune optimize --run {run.path}"
@@ -204,8 +212,16 @@ def status(run: Run) -> dict[str, Any]:
         "run": str(run.path),
         "budgets": question["budgets"] if question else [],
         "stages": [{"name": name, "state": text} for name, text in stages],
+        "training": training_under_way(run),
         "next": f"nothing; see {run.path / 'report.html'}" if finished else command,
     }
 
 
-_FINAL = (("prune", "pruned"), ("finetune", "finetuned"), ("bench", "measured"), ("report", "report"))
+# The stages behind the choice, and the kind of the journal that each leaves.
+_FINAL = (
+    ("prune", "pruned"),
+    ("finetune", "finetuned"),
+    ("export", "artifact"),
+    ("bench", "measured"),
+    ("report", "report"),
+)

@@ -12,12 +12,14 @@ from torch import nn
 
 from mobileprune.data import ImageData
 from mobileprune.models import check_outputs, load_checkpoint
-from mobileprune.progress import Pace
+from mobileprune.progress import Pace, counted
 from mobileprune.pruning.blocks import rank_blocks
 from mobileprune.pruning.norms import reestimate_norms
 from mobileprune.stages import weights
 from mobileprune.stages.context import Context
-from mobileprune.stages.curves import EpochLosses
+from mobileprune.stages.curves import EpochRecord
+from mobileprune.stages.remaining import images_left, probe_images_left
+from mobileprune.stages.together import Lesson, processes, stem_of, train_together
 from mobileprune.training.batches import View
 from mobileprune.training.evaluate import evaluate
 from mobileprune.training.finetune import Progress, Teacher, fit
@@ -27,6 +29,7 @@ from mobileprune.training.schedule import AUTO
 from mobileprune.training.speed import fastest_setting
 
 if TYPE_CHECKING:
+    from mobileprune.pruning.recipe import Recipe
     from mobileprune.stages.prune import Network
 
 FINETUNE_RATE = "finetune_learning_rate"
@@ -37,6 +40,7 @@ _TRIAL_IMAGES = 16
 
 def train_base(ctx: Context) -> None:
     """Make sure that the run holds a trained, scored and ranked base."""
+    processes(ctx)  # says so now where as many cannot train
     if ctx.run.journal.get("base", "score") is None:
         model = ctx.new_model()
         checkpoint = ctx.asked["model"].get("checkpoint")
@@ -51,6 +55,7 @@ def train_base(ctx: Context) -> None:
             train(ctx, model, ctx.view, "base", "base")
         weights.store(model, ctx.folder("base") / "weights.safetensors")
         ctx.run.journal.append("base", "score", **scores(ctx, model, ctx.view))
+        forget(ctx, "base")
     entry = ctx.run.journal.get("base", "score")
     assert entry is not None
     ctx.display.say(f"base accuracy {describe(entry)}")
@@ -63,37 +68,72 @@ def _base_words(ctx: Context, epochs: int) -> str:
 
 
 def train(
-    ctx: Context, model: nn.Module, view: View, what: str, name: str, *, distill: bool = False, epochs: int = 0
+    ctx: Context,
+    model: nn.Module,
+    view: View,
+    what: str,
+    name: str,
+    *,
+    distill: bool = False,
+    epochs: int = 0,
+    recipe: Recipe | None = None,
 ) -> None:
-    """Train ``model`` in place by the schedule of ``what`` (over ``epochs`` if given); resumable under ``name``."""
-    schedule = ctx.schedule(what)
-    if epochs:
-        schedule = replace(schedule, epochs=epochs)
-    teacher = _teacher(ctx) if distill else None
-    model.to(ctx.device)
-    data = training_data(ctx, what)
-    total, left = schedule.epochs * len(data.train), images_left(ctx)
-    record, pace = EpochLosses(ctx.run.journal, name), Pace()
+    """Train ``model`` in place by the schedule of ``what`` (over ``epochs`` if given), in as many processes as the
+    engine says; resumable under ``name`` until ``forget`` is called.
+
+    recipe: what was cut from the base to make ``model``, by which other processes make it, too; one that is not the
+    base and has none is trained in this process.
+    """
+    lesson = Lesson(what, name, view.size, distill, epochs)
+    epochs = epochs or ctx.schedule(what).epochs
+    total, left = epochs * len(training_data(ctx, what).train), images_left(ctx.run)
+    probes = probe_images_left(ctx.run) if what == "probe" else 0
+    record, pace = EpochRecord(ctx.run.journal, name), Pace()
     best = best_probe(ctx)
-    with ctx.display.work("training", f"{name}, {schedule.epochs} epochs", total) as advance:
+    with ctx.display.work("training", f"{name}, {counted(epochs, 'epoch')}", total) as advance:
 
         def progress(p: Progress) -> None:
             record(p)
-            advance(p.seen, f"epoch {p.epoch + 1}/{schedule.epochs}, loss {p.loss:.3f}, {pace(p.seen, left)}{best}")
+            now = pace(p.seen, left, probes)
+            advance(p.seen, f"epoch {p.epoch + 1}/{epochs}, loss {p.loss:.3f}, {now}{best}")
 
-        fit(
-            model,
-            data,
-            view,
-            schedule,
-            seed=ctx.seed,
-            teacher=teacher,
-            progress=progress,
-            say=lambda text: ctx.display.say(text, style="yellow"),
-            checkpoint=ctx.folder("training") / f"{name.replace(' ', '-')}.pt",
-        )
+        def say(text: str) -> None:
+            ctx.display.say(text, style="yellow")
+
+        if processes(ctx) > 1 and (recipe or what == "base"):
+            train_together(ctx, model, recipe, lesson, progress, say)
+        else:
+            train_here(ctx, model, lesson, progress, say)
     _reestimate(ctx, model, view)
     model.cpu()
+
+
+def train_here(
+    ctx: Context,
+    model: nn.Module,
+    lesson: Lesson,
+    progress: Callable[[Progress], None],
+    say: Callable[[str], None],
+) -> None:
+    """Train ``model`` in this process: alone, or as one of several that accelerate has connected."""
+    schedule = ctx.schedule(lesson.what)
+    fit(
+        model.to(ctx.device),
+        training_data(ctx, lesson.what),
+        ctx.view_at(lesson.size),
+        replace(schedule, epochs=lesson.epochs or schedule.epochs),
+        seed=ctx.seed,
+        teacher=_teacher(ctx) if lesson.distill else None,
+        progress=progress,
+        say=say,
+        checkpoint=ctx.folder("training") / f"{lesson.stem}.pt",
+        at_once=lesson.at_once,
+    )
+
+
+def forget(ctx: Context, name: str) -> None:
+    """Remove the state of a training whose outcome is in the journal."""
+    (ctx.folder("training") / f"{stem_of(name)}.pt").unlink(missing_ok=True)
 
 
 def _teacher(ctx: Context) -> Teacher:
@@ -106,7 +146,7 @@ def _reestimate(ctx: Context, model: nn.Module, view: View) -> None:
     if count := int(ctx.asked["training"].get("norm_images", 0)):
         few = ctx.data.train.sample(count, ctx.seed)
         batches = (view(part.to(ctx.device)) for part in parts(few.images, _NORM_BATCH))
-        reestimate_norms(model, batches)
+        reestimate_norms(model.to(ctx.device), batches)
 
 
 def training_data(ctx: Context, what: str) -> ImageData:
@@ -115,17 +155,6 @@ def training_data(ctx: Context, what: str) -> ImageData:
     if what != "probe" or not 0 < count < len(ctx.data.train):
         return ctx.data
     return replace(ctx.data, train=ctx.data.train.sample(count, ctx.seed))
-
-
-def images_left(ctx: Context) -> int:
-    """Images that the whole journey still has to train on, over all epochs, by the journal and the plan."""
-    every = len(ctx.data.train)
-    of_a_probe = min(int(ctx.asked["training"].get("probe_images", 0)) or every, every)
-    probes = max(int(ctx.asked["probes"]) - len(ctx.run.journal.all("probe")), 0)
-    epochs = ctx.schedule("result").epochs
-    if ctx.run.journal.get("base", "score") is None:
-        epochs += ctx.schedule("base").epochs
-    return epochs * every + probes * ctx.schedule("probe").epochs * of_a_probe
 
 
 def best_probe(ctx: Context) -> str:

@@ -10,6 +10,14 @@ from torch import Tensor
 _CPU_WORDS = ("can't allocate memory", "not enough memory")  # of torch's allocator on Linux and macOS, on Windows
 
 
+class TooLargeError(Exception):
+    """Memory is short in one of several processes that train together: ``at_once`` images in each may fit."""
+
+    def __init__(self, message: str, at_once: int) -> None:
+        super().__init__(message)
+        self.at_once = at_once
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` says that memory ran out, on a GPU or on the CPU (a plain RuntimeError there)."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mobileprune.data import ImageData
-from mobileprune.training.batches import View, shuffled
+from mobileprune.training.batches import View
 from mobileprune.training.finetune import Teacher, trial_losses
 from mobileprune.training.schedule import Schedule
 
@@ -43,8 +41,7 @@ def find_rate(
     flat = replace(schedule, epochs=1, learning_rate=1.0, shape="constant", warm_up=0.0, ema=0.0)
     losses: list[float] = []
     average, lowest = 0.0, math.inf
-    batches = _endless(data, schedule.batch_size, seed)
-    for i, loss in enumerate(trial_losses(copy.deepcopy(model), data, view, flat, seed, teacher, rates, batches)):
+    for i, loss in enumerate(trial_losses(copy.deepcopy(model), data, view, flat, seed, teacher, rates)):
         average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
         smooth = average / (1 - _SMOOTHING ** (i + 1))
         if not math.isfinite(smooth) or (smooth > _BROKEN * lowest and i > _STEPS // 8):
@@ -54,9 +51,3 @@ def find_rate(
     at_lowest = rates[min(range(len(losses)), key=losses.__getitem__)] if losses else _LOWEST
     rate = float(f"{max(at_lowest / _SAFETY, _LOWEST):.2g}")
     return RangeTest(rate, tuple(rates[: len(losses)]), tuple(losses))
-
-
-def _endless(data: ImageData, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield from shuffled(data.train, batch_size, generator)

@@ -24,10 +24,13 @@ class Numbers:
 
 
 class State:
-    """Everything that changes while a network is trained: ``parts`` have state dicts, ``numbers`` are plain."""
+    """Everything that changes while a network is trained: ``parts`` have state dicts, ``numbers`` are plain.
 
-    def __init__(self, path: Path | None, numbers: Numbers, *parts: Any) -> None:
-        self.path, self.numbers, self.parts = path, numbers, parts
+    writes: whether this process writes the file: one does of several that train together.
+    """
+
+    def __init__(self, path: Path | None, numbers: Numbers, *parts: Any, writes: bool = True) -> None:
+        self.path, self.numbers, self.parts, self.writes = path, numbers, parts, writes
         self._good: dict[str, Any] = {}
 
     def restore(self) -> None:
@@ -39,7 +42,7 @@ class State:
     def save(self) -> None:
         """Keep the state as the last good one."""
         self._good = copy.deepcopy(self._whole())
-        if self.path is None:
+        if self.path is None or not self.writes:
             return
         buffer = io.BytesIO()  # torch's own writer turns a full disk into a crash of its own
         torch.save(self._good, buffer)
@@ -49,10 +52,6 @@ class State:
     def step_back(self) -> None:
         """Return to the last good state."""
         self._take(copy.deepcopy(self._good))
-
-    def remove(self) -> None:
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
     def _whole(self) -> dict[str, Any]:
         return {"numbers": asdict(self.numbers), "parts": [part.state_dict() for part in self.parts]}

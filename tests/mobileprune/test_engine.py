@@ -23,8 +23,10 @@ from mobileprune.scale import BASE, Scale
 from mobileprune.stages.context import Context
 from mobileprune.stages.probe import probe, probe_one
 from mobileprune.stages.profile import profile
+from mobileprune.stages.records import read_costs
+from mobileprune.stages.remaining import images_left, probe_cost, training_under_way
 from mobileprune.stages.solve import set_budgets
-from mobileprune.stages.train import images_left, train_base
+from mobileprune.stages.train import train_base
 
 
 def test_a_job_names_what_it_reads_and_leaves() -> None:
@@ -160,9 +162,33 @@ def test_what_is_measured_at_the_start_holds_for_the_run(tmp_path: Path) -> None
     ctx.run.journal.append("training", "setting", bfloat16=True, channels_last=False, seconds={})
     assert ctx.schedule("probe").bfloat16 is True
     assert ctx.schedule("probe").channels_last is False
-    left = images_left(ctx)
+    left = images_left(ctx.run)
+    assert left == (8 * 4 + 16) * 1438
     ctx.run.journal.append("probe", "x", scale=[1, 1, 0.5])
-    assert images_left(ctx) == left - 4 * 1438
+    assert images_left(ctx.run) == left - 4 * 1438
+
+
+def test_status_tells_of_the_training_under_way(tmp_path: Path) -> None:
+    run = open_or_create(tmp_path / "run", Request(data="digits", probe_images=100, base_epochs=3))
+    assert training_under_way(run) is None
+    run.journal.append("data", "fingerprint", train=1000)
+    run.journal.append("epoch", "base#1", images_per_s=100.0)
+    found = training_under_way(run)
+    assert found == {"name": "base", "epoch": 1, "images_per_s": 100.0, "left": "4 min"}  # (2 + 16) * 10 s, 8 * 4 * 1 s
+    run.journal.append("base", "score", validation=0.5)
+    assert training_under_way(run) is None
+    run.journal.append("epoch", "probe at x#3", images_per_s=50.0)
+    assert images_left(run) == 16 * 1000 + 8 * 4 * 100
+    assert training_under_way(run) == {"name": "probe at x", "epoch": 3, "images_per_s": 50.0, "left": "6 min"}
+
+
+def test_what_probes_cost_is_counted(probed: Path) -> None:
+    run = Run.open(probed)
+    costs = read_costs(run)
+    shares = [costs[Scale(*e["scale"])]["macs"] / costs[BASE]["macs"] for e in run.journal.all("probe")]
+    assert 0 < sum(shares) < len(shares)
+    # An epoch each: three forward passes of the probe and one of its teacher; the base's 20 epochs take three each.
+    assert probe_cost(run) == pytest.approx(sum(3 * share + 1 for share in shares) / 60)
 
 
 def test_pace_and_duration_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,6 +198,7 @@ def test_pace_and_duration_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pace(64, 10_064) == "…"
     now[0] += 2
     assert pace(264, 10_064) == "100 images/s, all trained in 2 min"
+    assert pace(264, 10_064, 1_264) == "100 images/s, probes in 10 s, all in 2 min"
     assert [duration(s) for s in (-1, 40, 95, 3599, 11100)] == ["0 s", "40 s", "2 min", "1 h 00 min", "3 h 05 min"]
 
 

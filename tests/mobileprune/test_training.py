@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -97,7 +98,9 @@ def test_resuming_gives_the_very_same_weights(data: ImageData, tmp_path: Path, r
     fit(resumed, data, VIEW, schedule, seed=3, progress=lambda p: seen.append(p.seen), checkpoint=checkpoint)
     assert same(whole, resumed)
     assert seen[0] > (killed_after - 1) // len(data.train) * len(data.train)  # finished epochs are not done again
-    assert not checkpoint.exists()
+    finished = net()  # killed when all was trained and nothing yet kept elsewhere
+    fit(finished, data, VIEW, schedule, seed=3, progress=lambda _: pytest.fail("trained again"), checkpoint=checkpoint)
+    assert same(whole, finished)
 
 
 def test_divergence_is_one_sentence(data: ImageData) -> None:
@@ -124,6 +127,28 @@ def test_distillation_loss_is_zero_only_for_equal_answers() -> None:
     p, q = F.softmax(other / 2, 1), F.softmax(logits / 2, 1)
     expected = 4 * float((p * (p / q).log()).sum())
     assert distillation_loss(logits, other, temperature=2.0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_progress_tells_how_many_images_were_recognised(data: ImageData) -> None:
+    class Three(nn.Module):
+        """Answers 3 whatever it sees, and learns nothing."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.bias + F.one_hot(torch.full((len(x),), 3), len(data.classes)).float()
+
+    told: list[Progress] = []
+    fit(Three(), data, VIEW, replace(SCHEDULE, epochs=1), seed=0, progress=told.append)
+    sizes = [b - a for a, b in itertools.pairwise([0, *(p.seen for p in told)])]
+    recognised = sum(size * (p.accuracy or 0) for size, p in zip(sizes, told, strict=True))
+    assert sum(sizes) == len(data.train)
+    assert recognised == pytest.approx(int((data.train.labels == 3).sum()))
+    told.clear()
+    fit(Three(), data, VIEW, replace(SCHEDULE, epochs=1, mixup=0.2), seed=0, progress=told.append)
+    assert {p.accuracy for p in told} == {None}
 
 
 def test_score_of_a_known_network(data: ImageData) -> None:
