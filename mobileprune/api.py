@@ -63,7 +63,7 @@ def diff(path: str | Path) -> Difference:
     found = Path(path)
     folder = next((f for f in (found, *found.resolve().parents) if (f / "run.toml").is_file()), None)
     if folder is None:
-        raise UsageError(f"{path} is neither a run folder nor a recipe.json in one")
+        raise UsageError(f"{path} is neither a run folder nor a recipe.json in one; name a run, such as runs/demo")
     run = Run.open(folder)
     ctx = Context(run, Quiet())
     if found.is_dir():

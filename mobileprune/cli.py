@@ -63,7 +63,8 @@ def main() -> None:
     """Prune a trained CNN along depth, width and input resolution to a budget measured on your device.
 
     \b
-    Try it on the bundled digits:  mobileprune optimize --device host --budget 50%
+    Try it on the bundled digits:
+      mobileprune optimize --budget 50%
     """
 
 

@@ -12,14 +12,15 @@ from typing import Any
 from torch import nn
 
 import exporters
-from mobileprune.budget import parse_budgets
-from mobileprune.progress import Quiet, duration
+from mobileprune.budget import budgets_key, parse_budgets
+from mobileprune.progress import Quiet, counted, duration
 from mobileprune.pruning.anatomy import Anatomy
 from mobileprune.request import Request, open_or_create
 from mobileprune.run import Journal
 from mobileprune.scale import Scale
 from mobileprune.stages.context import Context
 from mobileprune.stages.files import FORMATS
+from mobileprune.stages.records import scale_key
 from mobileprune.training.speed import fastest_setting
 
 _TRIAL_IMAGES = 64
@@ -126,7 +127,7 @@ def _plan(ctx: Context, path: Path, budgets: tuple[str, ...]) -> Plan:
         device=f"{ctx.profile.title}, latency {'predicted' if ctx.profile.kind == 'predicted' else 'measured'}",
         budgets=budgets,
         images_per_s=speed,
-        work=tuple(_work(ctx, speed, installed)),
+        work=tuple(_work(ctx, speed, installed, budgets)),
         disk_bytes=weights * kept + 2 * len(installed) * weights + 4 * weights,
         free_bytes=float(shutil.disk_usage(free).free),
         notes=(*anatomy.notes, *data.notes),
@@ -141,7 +142,13 @@ def images_per_second(ctx: Context, model: nn.Module) -> float:
     return len(few) / min(seconds.values())
 
 
-def _work(ctx: Context, speed: float, installed: Sequence[str]) -> list[Work]:
+def _answered(journal: Journal, budgets: Sequence[str]) -> str | None:
+    """The scale that this question was settled on before, as the journal names it."""
+    answer = journal.get("answer", budgets_key(parse_budgets(budgets)))
+    return scale_key(Scale(*answer["scale"])) if answer else None
+
+
+def _work(ctx: Context, speed: float, installed: Sequence[str], budgets: Sequence[str]) -> list[Work]:
     asked, journal, training = ctx.asked, ctx.run.journal, ctx.asked["training"]
     images = dict.fromkeys(("base", "probe", "result"), len(ctx.data.train))
     images["probe"] = min(images["probe"], training.get("probe_images") or images["probe"])
@@ -152,17 +159,24 @@ def _work(ctx: Context, speed: float, installed: Sequence[str]) -> list[Work]:
     draft = _DRAFT_S if ctx.timing_format == "onnx" else _EXPORT_S
     done = len(journal.all("probe"))
     waiting = max(0, asked["probes"] - done)
-    probed = f"at most {asked['probes']} scales, {training['probe_epochs']} epochs each"
+    probed = f"at most {asked['probes']} scales, {counted(training['probe_epochs'], 'epoch')} each"
     latencies = len(journal.all("latency"))
-    base = f"{training['base_epochs']} epochs" if training["base_epochs"] else "taken as given, scored"
+    answered = _answered(journal, budgets)
+    base = counted(training["base_epochs"], "epoch") if training["base_epochs"] else "taken as given, scored"
+
+    def finished(kind: str) -> bool:
+        return answered is not None and journal.get(kind, answered) is not None
+
     return [
         Work("base", base, each["base"] + 3, journal.get("base", "score") is not None),
         Work("profile", f"latency of {scales} scales, {rounds['rounds']} rounds", scales * (timed + draft),
              latencies >= scales),
         Work("probe", probed + (f", {done} done" if done else ""), waiting * each["probe"] * taught, waiting == 0),
-        Work("solve", "the best scale, measured", 3 * (timed + draft)),
-        Work("finetune", f"the result, {training['result_epochs']} epochs", each["result"] * taught),
-        Work("export", f"base and result as {' and '.join(installed)}", 2 * len(installed) * _EXPORT_S),
-        Work("bench", "their files, in the same rounds", 2 * len(installed) * timed + 3),
-        Work("report", "report.html", 2.0),
+        Work("solve", "the best scale, measured", 3 * (timed + draft), answered is not None),
+        Work("finetune", f"the result, {counted(training['result_epochs'], 'epoch')}", each["result"] * taught,
+             finished("finetuned")),
+        Work("export", f"base and result as {' and '.join(installed)}", 2 * len(installed) * _EXPORT_S,
+             any(e["key"].startswith(f"{answered}.") for e in journal.all("artifact"))),
+        Work("bench", "their files, in the same rounds", 2 * len(installed) * timed + 3, finished("measured")),
+        Work("report", "report.html", 2.0, finished("report")),
     ]  # fmt: skip

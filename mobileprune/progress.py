@@ -8,8 +8,15 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, Protocol
 
 from rich.console import Console
-from rich.padding import Padding
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
 from rich.text import Text
 
 from device_profiles.thermal import Gate
@@ -25,18 +32,22 @@ class Advance(Protocol):
 
 
 class Pace:
-    """How fast a training is, and how long all that is left will take at that pace; in words."""
+    """How fast a training is, and how long the probes and all that is left will take at that pace; in words."""
 
     def __init__(self) -> None:
         self._start, self._first = time.monotonic(), 0
 
-    def __call__(self, seen: int, left: int) -> str:
-        """seen: images trained on so far in this training, of the ``left`` that the journey had when it began."""
+    def __call__(self, seen: int, left: int, probes: int = 0) -> str:
+        """seen: images trained on so far in this training, of the ``left`` that the journey had when it began.
+
+        probes: of which belong to probes; 0 where this is none."""
         if not self._first:
             self._start, self._first = time.monotonic(), seen
             return "…"
         rate = (seen - self._first) / max(time.monotonic() - self._start, 1e-6)
-        return f"{rate:,.0f} images/s, all trained in {duration((left - seen) / max(rate, 1e-6))}"
+        stage, whole = (duration((images - seen) / max(rate, 1e-6)) for images in (probes, left))
+        words = f"probes in {stage}, all in {whole}" if probes else f"all trained in {whole}"
+        return f"{rate:,.0f} images/s, {words}"
 
 
 def duration(seconds: float) -> str:
@@ -47,8 +58,13 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 epoch``, ``4 epochs``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 _INDENT = 11  # what is said stands under what a stage says
-_WIDE = 110  # columns from which the live line has room for a long bar
+_WIDE = 110  # columns from which the live line has room for a bar
 
 
 class Display(Protocol):
@@ -83,17 +99,24 @@ class Terminal:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._stage = ""
 
     def stage(self, name: str, what: str) -> None:
-        self._stage = name
-        self.console.print(Text(f"{name:>9}", style="bold cyan") + Text(f"  {what}"), soft_wrap=True)
+        self._line(Text(f"{name:>{_INDENT - 2}}", style="bold cyan"), Text(what))
 
     def say(self, text: str, style: str = "") -> None:
-        if self.console.is_terminal:  # broken between words, and indented; a log keeps its lines whole
-            self.console.print(Padding(Text(text, style=style), (0, 0, 0, _INDENT)))
+        self._line(Text(), Text(text, style=style))
+
+    def _line(self, label: Text, text: Text) -> None:
+        """On a terminal broken between words, under one another; a log keeps its lines whole."""
+        if self.console.is_terminal:
+            line = Table.grid(padding=(0, 2, 0, 0))
+            line.add_column(width=_INDENT - 2)
+            line.add_column()
+            line.add_row(label, text)
+            self.console.print(line)
         else:
-            self.console.print(Text(f"{'':>{_INDENT}}{text}", style=style), soft_wrap=True)
+            label.pad_right(_INDENT - len(label))
+            self.console.print(label + text, soft_wrap=True)
 
     @contextmanager
     def work(self, kind: Kind, description: str, total: float) -> Iterator[Advance]:
@@ -102,20 +125,22 @@ class Terminal:
             yield self._plain(description, total)
             self.say(f"{description}: {time.monotonic() - start:.0f} s")
             return
-        columns = (
+        columns: list[ProgressColumn] = [
             SpinnerColumn(finished_text=" "),
-            TextColumn("{task.description}", justify="left"),
-            BarColumn(bar_width=24 if self.console.width >= _WIDE else 8),
+            *([BarColumn(bar_width=24)] if self.console.width >= _WIDE else []),
             TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
-        )
-        with Progress(*columns, console=self.console, transient=True) as progress:
-            stage = "" if description.startswith(self._stage) else self._stage
-            task = progress.add_task(f"{stage:>7} {description}", total=total, note="")
-            yield lambda done, note="": progress.update(task, completed=done, note=note)
+            TextColumn("left"),
+            # What there is no room for is cut off.
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
+        ]
+        with Progress(*columns, console=self.console, transient=True, expand=True) as progress:
+            task = progress.add_task(description, total=total)
+
+            def advance(done: float, note: str = "") -> None:
+                progress.update(task, completed=done, description=f"{description}: {note}" if note else description)
+
+            yield advance
         self.say(f"{description}: {time.monotonic() - start:.0f} s")
 
     def _plain(self, description: str, total: float) -> Advance:

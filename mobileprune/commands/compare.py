@@ -18,7 +18,7 @@ def compare(runs: tuple[Path, ...], page: Path | None, as_json: bool) -> None:
     """Show finished RUNs side by side: what was asked, what came out, and with --html their frontiers in one figure.
 
     \b
-    Example:  mobileprune compare runs/a runs/b --html compare.html
+    Example:  mobileprune compare runs/demo runs/other --html compare.html
     """
     from mobileprune.compare import columns, compare_table, to_dict, write_page
 

@@ -17,7 +17,13 @@ from mobileprune.errors import UsageError
 @click.option("--accuracy", type=click.Path(path_type=Path), help="A table: depth,width,resolution,accuracy[,std].")
 @click.option("--latency", type=click.Path(path_type=Path), help="A table: depth,width,resolution,latency_ms[,device].")
 @budget_option()
-@click.option("--choose-from", type=click.Choice(["latency", "space"]), default="latency", show_default=True)
+@click.option(
+    "--choose-from",
+    type=click.Choice(["latency", "space"]),
+    default="latency",
+    show_default=True,
+    help="With tables: a row of the latency table, or any scale between them.",
+)
 @click.option("--confidence", type=click.FloatRange(0, 1, True, True), help="That the budget is kept.  [default: 0.8]")
 @click.option("--surrogate", default="auto", show_default=True, help="auto, polynomial (the paper's) or another form.")
 @json_option

@@ -76,12 +76,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Curve:
-    """One training: per finished epoch the mean loss, and accuracies (fractions) where they were taken."""
+    """One training: per finished epoch the mean loss and, where labels are not mixed, the accuracy (a fraction) on the
+    training images as they were augmented; after the last one the accuracy on the validation split."""
 
     name: str
     epochs: Sequence[int]
     loss: Sequence[float]
     accuracy: Sequence[float | None]
+    validation: float | None = None
 
 
 @dataclass(frozen=True)

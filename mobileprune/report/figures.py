@@ -9,12 +9,13 @@ from typing import Any
 import plotly.graph_objects as go
 
 from mobileprune.report import words
-from mobileprune.report.evidence import Evidence, Point, Slice
+from mobileprune.report.evidence import Curve, Evidence, Point, Slice
 from mobileprune.scale import BASE
 
 # Close to Okabe and Ito's palette: told apart by colour-blind readers, too, on light and on dark.
 BLUE, ORANGE, GREEN, SKY, GREY = "#1A85C8", "#D55E00", "#009E73", "#56B4E9", "#7F7F7F"
 _BLOCK_PX = 20  # height of one block's pair of bars
+_WIDE = {"base": (BLUE, 2.5), "result": (ORANGE, 2.5)}  # of curves: colour and width; probes are thin and grey
 Row = tuple[str, ...]
 
 
@@ -165,7 +166,7 @@ def _latency(evidence: Evidence) -> Figure:
         f"The latency surrogate against {'measurements' if evidence.origin == 'measured' else 'the profile'}",
         words.latency(evidence),
         [dressed(figure, "latency by the surrogate (ms)", f"latency, {evidence.origin} (ms)")],
-        ("scale", "by the surrogate", f"{evidence.origin} (95 % interval)"),
+        ("scale", "by the surrogate", f"{evidence.origin} (interval)"),
         rows,
     )
 
@@ -245,28 +246,62 @@ def _blocks(evidence: Evidence) -> Figure | None:
 def _curves(evidence: Evidence) -> Figure | None:
     if not evidence.curves:
         return None
-    wide = {"base": (BLUE, 2.5), "result": (ORANGE, 2.5)}
-    panels = []
-    for what, unit in (("loss", "training loss"), ("accuracy", "accuracy in training (%)")):
-        figure = go.Figure()
-        for curve in evidence.curves:
-            values = curve.loss if what == "loss" else [None if a is None else 100 * a for a in curve.accuracy]
-            if all(v is None for v in values):
-                continue
-            colour, width = wide.get(curve.name, (GREY, 1))
-            mode = "lines+markers" if len(curve.epochs) < 8 else "lines"
-            figure.add_scatter(
-                x=curve.epochs, y=values, mode=mode, name=curve.name, line={"color": colour, "width": width},
-                showlegend=curve.name in wide,
-            )  # fmt: skip
-        if figure.data:
-            panels.append(dressed(figure, "epoch", unit))
-            panels[-1].update_xaxes(
-                tickformat="d", dtick=1 if max(map(len, (c.epochs for c in evidence.curves))) < 20 else None
-            )
-    rows = [(c.name, str(len(c.epochs)), f"{c.loss[0]:.3f}", f"{c.loss[-1]:.3f}") for c in evidence.curves]
-    heading = ("training", "epochs", "loss, first epoch", "loss, last epoch")
+    panels = [_losses(evidence.curves)]
+    if any(a is not None for c in evidence.curves for a in c.accuracy):
+        panels.append(_learnt(evidence.curves))
+    longest = max(len(c.epochs) for c in evidence.curves)
+    for panel in panels:
+        panel.update_xaxes(tickformat="d", dtick=1 if longest < 20 else None)
+    rows = [
+        (
+            *(c.name, str(len(c.epochs)), f"{c.loss[0]:.3f}", f"{c.loss[-1]:.3f}"),
+            *(_percent(c.accuracy[-1]), _percent(c.validation)),
+        )
+        for c in evidence.curves
+    ]
+    heading = ("training", "epochs", "loss, first", "loss, last", "accuracy in training, last", "accuracy, validation")
     return Figure("curves", "Training", words.curves(evidence), panels, heading, rows)
+
+
+def _losses(curves: Sequence[Curve]) -> go.Figure:
+    figure = go.Figure()
+    for curve in curves:
+        _line(figure, curve, curve.loss)
+    return dressed(figure, "epoch", "training loss")
+
+
+def _learnt(curves: Sequence[Curve]) -> go.Figure:
+    """Accuracy in training, and that on the validation split behind the last epoch."""
+    figure = go.Figure()
+    for curve in curves:
+        _line(figure, curve, [None if a is None else 100 * a for a in curve.accuracy])
+    ended = [c for c in curves if c.validation is not None]
+    figure.add_scatter(
+        x=[c.epochs[-1] for c in ended],
+        y=[100 * (c.validation or 0) for c in ended],
+        text=[c.name for c in ended],
+        hovertemplate="%{text}: %{y:.1f} %<extra>validation</extra>",
+        mode="markers",
+        marker={"symbol": "diamond-open", "size": 9, "color": [_stroke(c)[0] for c in ended], "line": {"width": 2}},
+        showlegend=False,
+    )
+    return dressed(figure, "epoch", "accuracy (%)")
+
+
+def _line(figure: go.Figure, curve: Curve, values: Sequence[float | None]) -> None:
+    colour, width = _stroke(curve)
+    figure.add_scatter(
+        x=curve.epochs, y=values, mode="lines+markers" if len(curve.epochs) < 8 else "lines", name=curve.name,
+        line={"color": colour, "width": width}, showlegend=curve.name in _WIDE,
+    )  # fmt: skip
+
+
+def _stroke(curve: Curve) -> tuple[str, float]:
+    return _WIDE.get(curve.name, (GREY, 1))
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
 
 
 def dressed(figure: go.Figure, x: str, y: str) -> go.Figure:

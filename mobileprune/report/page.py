@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from string import Template
@@ -19,6 +20,7 @@ from mobileprune.report.figures import Figure, figures, frontier
 from mobileprune.report.usage import snippets
 
 Row = Sequence[str]
+_ROUNDS_FOR_95 = 6
 
 # The policy makes the browser itself refuse any request: what is not in the file is not loaded.
 _PAGE = Template("""<!doctype html>
@@ -155,8 +157,7 @@ def comparison_rows(side: Mapping[str, Any]) -> dict[str, str]:
     for name, file in side["files"].items():
         rows[f"{name}: top-1 of the file, validation"] = f"{100 * file['accuracy']:.1f} %"
         if time := file["latency"]:
-            error = "95 % interval" if time["origin"] != "predicted" else "guaranteed error"
-            label = f"{name}: latency, {time['origin']} ({error})"
+            label = f"{name}: latency, {time['origin']} ({_interval(time)})"
             rows[label] = f"{time['latency_ms']:.3g} ms ({time['low_ms']:.3g} to {time['high_ms']:.3g})"
             if time.get("peak_memory_mb"):
                 rows[f"{name}: peak memory of the process, {time['origin']}"] = f"{time['peak_memory_mb']:.0f} MB"
@@ -166,6 +167,14 @@ def comparison_rows(side: Mapping[str, Any]) -> dict[str, str]:
     rows["parameters, counted"] = shown("params", side["params"])
     rows["peak activations, counted"] = shown("memory", side["peak_activation_bytes"])
     return rows
+
+
+def _interval(time: Mapping[str, Any]) -> str:
+    """What a latency's bounds are. That of all rounds holds their median with probability 1 - 2^(1 - rounds)."""
+    if time["origin"] == "predicted":
+        return "guaranteed error"
+    rounds = len(time.get("round_minima_ms", ()))
+    return "95 % interval" if not 0 < rounds < _ROUNDS_FOR_95 else f"{100 * (1 - 2 ** (1 - rounds)):.0f} % interval"
 
 
 def _comparison(summary: Mapping[str, Any]) -> str:
@@ -299,7 +308,8 @@ def _use(summary: Mapping[str, Any]) -> str:
     if summary.get("android"):
         rows.append(("Android bundle", "", "", summary["android"]))
     parts = [table(("file", "precision", "size", "path"), rows, "left")]
-    for what, language, code in snippets(summary["run"], result["files"]):
+    stored = max(file["input"]["height"] for file in summary["base"]["files"].values())  # the base sees them as stored
+    for what, language, code in snippets(summary["run"], result["files"], stored):
         parts.append(_details(f"{language}: {what}", _code(code), "use"))
     parts.append(
         "<p class=quiet>manifest.json beside the files names their inputs, labels, checksums and measurements.</p>"
@@ -307,17 +317,25 @@ def _use(summary: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
-def _code(text: str, kind: str = "") -> str:
-    return (
-        f'<pre class="{kind}" tabindex=0><code>{html.escape(text)}</code><button class=copy type=button hidden>copy'
-        "</button></pre>"
-    )
+def _code(text: str) -> str:
+    return _copied("", html.escape(text))
+
+
+def _command(line: str) -> str:
+    """A command line that is broken between its options."""
+    parts = [f"<span>{html.escape(part)}</span>" for part in re.split(r" (?=--)", line)]
+    return _copied("wrap", " ".join(parts))
+
+
+def _copied(kind: str, code: str) -> str:
+    button = "<button class=copy type=button hidden>copy</button>"
+    return f'<pre class="{kind}" tabindex=0><code>{code}</code>{button}</pre>'
 
 
 def _again(asked: Mapping[str, Any], command: str) -> str:
     versions = [(name, version) for name, version in asked["versions"].items()]
     return (
         f"<p>Seed {asked['seed']}. The same command with the same versions on the same device:</p>"
-        f"{_code(command, 'wrap')}{table(('package', 'version'), versions)}"
+        f"{_command(command)}{table(('package', 'version'), versions)}"
         "<p class=quiet>run.toml in the run folder holds the whole question, journal.jsonl every sample.</p>"
     )

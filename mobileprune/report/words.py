@@ -58,9 +58,9 @@ def macs(evidence: Evidence) -> list[str]:
     if pair := _paradox(evidence.measured):
         fewer, more = pair
         text.append(
-            f"Fewer FLOPs, slower: {fewer.label} does {share(_work(fewer, base))} of the base's multiply-accumulates "
-            f"in {fewer.latency_ms:.3g} ms, while {more.label} does {share(_work(more, base))} in "
-            f"{more.latency_ms:.3g} ms." + _reason(fewer, more)
+            f"Fewer FLOPs, slower: {fewer.label} does {_exactly(_work(fewer, base))} of the base's "
+            f"multiply-accumulates in {fewer.latency_ms:.3g} ms, while {more.label} does "
+            f"{_exactly(_work(more, base))} in {more.latency_ms:.3g} ms." + _reason(fewer, more)
         )
     elif slow:
         worst = max(slow, key=lambda p: _time(p, base) - _work(p, base))
@@ -82,6 +82,11 @@ def _time(point: Point, base: Point) -> float:
 
 def _work(point: Point, base: Point) -> float:
     return point.macs / base.macs
+
+
+def _exactly(value: float) -> str:
+    """A fraction as percent of two digits or more, by which two that are close are told apart."""
+    return f"{100 * value:.2g} %" if value < 0.1 else share(value)
 
 
 def _paradox(points: Sequence[Point]) -> tuple[Point, Point] | None:
@@ -128,7 +133,13 @@ def curves(evidence: Evidence) -> list[str]:
     """What was trained."""
     probes = sum(c.name not in ("base", "result") for c in evidence.curves)
     thin = f" Thin lines: {probes} probes." if probes else ""
-    return [f"Mean training loss per epoch (with label smoothing and, where it was on, distillation).{thin}"]
+    text = [f"Mean training loss per epoch (with label smoothing and, where it was on, distillation).{thin}"]
+    if any(a is not None for c in evidence.curves for a in c.accuracy):
+        text.append(
+            "Accuracy is that on the training images, augmented as they were, while weights still changed; diamonds "
+            "are the trained networks on the validation split."
+        )
+    return text
 
 
 def prices(evidence: Evidence) -> list[str]:

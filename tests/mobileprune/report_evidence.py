@@ -74,6 +74,8 @@ def summary(name: str = "demo") -> dict[str, Any]:
                 "format": kind,
                 "precision": "float32",
                 "input": spec,
+                "takes": "float32",
+                "gives": "float32",
                 "classes": 7,
                 "size_bytes": size,
                 "accuracy": accuracy,

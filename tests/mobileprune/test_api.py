@@ -24,7 +24,7 @@ from mobileprune.journey import Options
 from mobileprune.request import Request
 from mobileprune.run import Journal
 from mobileprune.scale import Scale
-from mobileprune.stages.curves import EpochLosses, read_curves
+from mobileprune.stages.curves import EpochRecord, read_curves
 from mobileprune.training.finetune import Progress
 
 NORMALISATION = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -175,14 +175,20 @@ def test_a_fingerprint_is_of_the_layers_and_not_of_the_weights() -> None:
     assert fingerprint(nn.Sequential(nn.ReLU())) != fingerprint(nn.Sequential(nn.GELU()))
 
 
-def test_epoch_losses_are_means_and_survive_a_repeat(tmp_path: Path) -> None:
+def test_epochs_are_recorded_as_means_and_survive_a_repeat(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
     scale = Scale(0.5)
+    told = ((1, 0, 3.0, 0.25), (2, 0, 1.0, 0.75), (3, 1, 0.5, None), (4, 1, 0.25, None))
     for _ in range(2):  # a training that was killed and went on
-        record = EpochLosses(journal, "finetune d0.5000-w1.0000-r1.0000")
-        for seen, epoch, loss in ((1, 0, 3.0), (2, 0, 1.0), (3, 1, 0.5), (4, 1, 0.25)):
-            record(Progress(seen, 4, epoch, loss))
-    other = EpochLosses(journal, "finetune d0.1000-w1.0000-r1.0000")
+        record = EpochRecord(journal, "finetune d0.5000-w1.0000-r1.0000")
+        for seen, epoch, loss, accuracy in told:
+            record(Progress(seen, 4, epoch, loss, accuracy))
+    other = EpochRecord(journal, "finetune d0.1000-w1.0000-r1.0000")
     other(Progress(1, 1, 0, 9.0))
-    (curve,) = read_curves(journal, scale)
-    assert (curve.name, curve.epochs, curve.loss) == ("result", [1, 2], [2.0, 0.375])
+    EpochRecord(journal, f"probe at {scale}")(Progress(1, 1, 0, 2.0, 0.5))
+    for kind, accuracy in (("finetuned", 0.9), ("probe", 0.8)):
+        journal.append(kind, "d0.5000-w1.0000-r1.0000", scale=scale.as_tuple(), validation={"accuracy": accuracy})
+    result, probe = read_curves(journal, scale)
+    assert (result.name, result.epochs, result.loss) == ("result", [1, 2], [2.0, 0.375])
+    assert (result.accuracy, result.validation) == ([0.5, None], 0.9)
+    assert (probe.accuracy, probe.validation) == ([0.5], 0.8)

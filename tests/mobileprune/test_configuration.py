@@ -88,9 +88,12 @@ def test_a_dry_run_of_a_finished_run_has_little_to_do(call: Call, finished: Path
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     state = {work["stage"]: work["done"] for work in found["work"]}
-    assert state["base"] and state["probe"] and state["profile"]
+    assert all(state.values())
     assert found["run"].endswith("(goes on)")
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.name != ".lock"} == before
+    other = call("optimize", "--run", finished, "--dry-run", "--json", *QUESTION, "--budget", "2MParams")
+    state = {work["stage"]: work["done"] for work in json.loads(other.stdout)["work"]}
+    assert state["probe"] and not state["solve"] and not state["finetune"]  # another question, from the same probes
 
 
 def test_init_writes_what_flags_say_and_refuses_to_replace(call: Call, tmp_path: Path) -> None:
@@ -156,21 +159,35 @@ def test_installing_completion_twice_writes_one_line(tmp_path: Path) -> None:
     assert len(install_script("zsh", "x", tmp_path)) == 2
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"), [(["opt"], "optimize"), (["optimize", "--prob"], "--probes"), (["completion", "z"], "zsh")]
-)
-def test_a_real_bash_completes(tmp_path: Path, words: list[str], expected: str) -> None:
+@pytest.fixture
+def completing(tmp_path: Path) -> dict[str, str]:
+    """The environment of a person who has mobileprune on the PATH; the home folder is empty."""
     program = tmp_path / "bin" / "mobileprune"
     program.parent.mkdir()
     program.write_text(f"#!{sys.executable}\nfrom mobileprune.cli import main\nmain(prog_name='mobileprune')\n")
     program.chmod(0o755)
+    return {**os.environ, "HOME": str(tmp_path), "PATH": f"{program.parent}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [(["opt"], "optimize"), (["optimize", "--prob"], "--probes"), (["completion", "z"], "zsh")]
+)
+def test_a_real_bash_completes(completing: dict[str, str], tmp_path: Path, words: list[str], expected: str) -> None:
     install_script("bash", script_of(main, "bash"), tmp_path)
     typed = " ".join(shlex.quote(word) for word in ["mobileprune", *words])
     asked = f"COMP_WORDS=({typed}); COMP_CWORD={len(words)}"
     code = f". ~/.bashrc; {asked}; _mobileprune_completion mobileprune; echo ${{COMPREPLY[*]}}"
-    environment = {**os.environ, "HOME": str(tmp_path), "PATH": f"{program.parent}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, env=completing, timeout=60)
     assert expected in done.stdout.split(), done.stderr
+
+
+def test_a_real_fish_completes(completing: dict[str, str], tmp_path: Path) -> None:
+    if shutil.which("fish") is None:
+        pytest.skip("no fish here")
+    install_script("fish", script_of(main, "fish"), tmp_path)
+    code = 'complete -C "mobileprune optimize --prob"'
+    done = subprocess.run(["fish", "-c", code], capture_output=True, text=True, env=completing, timeout=60)
+    assert "--probes" in done.stdout.split(), done.stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

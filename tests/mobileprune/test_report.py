@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,7 +15,7 @@ from mobileprune.report import words
 from mobileprune.report.comparison import Compared, comparison_page
 from mobileprune.report.evidence import Block
 from mobileprune.report.figures import figures, frontier
-from mobileprune.report.page import page
+from mobileprune.report.page import comparison_rows, page
 from mobileprune.report.usage import snippets
 from mobileprune.scale import Scale
 
@@ -79,6 +80,16 @@ def test_the_answer_comes_first_with_its_origin(text: str) -> None:
     assert '"badge missed">Budget 5ms missed' in page(missed, evidence(), [], ASKED, "x")
 
 
+def test_an_interval_says_how_sure_it_is() -> None:
+    """Of n rounds the lowest and the highest hold the median between them with probability 1 - 2^(1 - n)."""
+    for rounds, said in ((3, "75 % interval"), (5, "94 % interval"), (6, "95 % interval"), (20, "95 % interval")):
+        told = summary()
+        told["result"]["files"]["onnx"]["latency"]["round_minima_ms"] = [4.0] * rounds
+        assert f"onnx: latency, measured ({said})" in comparison_rows(told["result"])
+    told["result"]["files"]["onnx"]["latency"]["origin"] = "predicted"
+    assert "onnx: latency, predicted (guaranteed error)" in comparison_rows(told["result"])
+
+
 def test_the_slider_holds_a_hundred_budgets(text: str) -> None:
     choices = embedded(text, "choices")
     assert len(choices) == 100
@@ -96,6 +107,9 @@ def test_fewer_flops_slower_is_found_and_explained() -> None:
     assert "d=0.5 w=1 r=0.75 does 30 % in 4 ms" in said
     assert "It has 100 % of the base's layers instead of 50 %" in said
     assert "52 % by depth (0.5)" in said
+    close = [evidence().base, point(Scale(1, 0.5), 2.0, 6.6e6), point(Scale(0.5), 1.0, 7.4e6)]
+    said_of_close = " ".join(words.macs(replace(evidence(), measured=close)))
+    assert "does 6.6 % of" in said_of_close and "does 7.4 % in" in said_of_close  # and not 7 % each
     orderly = replace(evidence(), measured=[evidence().base, point(Scale(0.5), 5.0, 50e6)])
     assert "Fewer FLOPs, slower" not in " ".join(words.macs(orderly))
 
@@ -129,7 +143,10 @@ def test_a_frontier_over_macs_shows_no_latency_points() -> None:
 
 
 def test_every_file_says_how_to_load_it() -> None:
-    found = snippets("runs/x", summary()["result"]["files"])
+    """That the code is right is shown where it is run and compiled: tests/peers/test_load_snippets.py."""
+    files = summary()["result"]["files"]
+    files["tflite"] |= {"takes": "int8", "gives": "int8"}
+    found = snippets("runs/x", files, stored=32)
     assert [(what, language) for what, language, _ in found] == [
         ("the PyTorch module", "Python"),
         ("onnx", "Python"),
@@ -138,34 +155,46 @@ def test_every_file_says_how_to_load_it() -> None:
         ("tflite", "Android (Kotlin)"),
         ("tflite", "C++"),
     ]
-    for _, _, code in found:
-        assert "$" not in code
-    kotlin = next(code for _, language, code in found if "Kotlin" in language)
-    assert "floatArrayOf(0.1f, 0.2f, 0.3f)" in kotlin and "FloatArray(7)" in kotlin
-    for what, language, code in found:
-        if language == "Python":
-            compile(code, what, "exec")
+    code = {(what, language): text for what, language, text in found}
+    assert not any("$" in text for text in code.values())
+    assert "floatArrayOf(0.1f, 0.2f, 0.3f)" in code["tflite", "Android (Kotlin)"]
+    assert "for side in [32, 24]:" in code["onnx", "Python"]
+    assert all("zero_point" in code["tflite", language] for language in ("Python", "C++"))
+    assert "int8" not in code["onnx", "Python"]
 
 
-def test_the_python_snippets_run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the report tells to type gives the same answer in each runtime."""
+def test_the_report_of_a_run_tells_code_that_runs(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is told to type sees in a photo what the run's files see."""
     import numpy as np
+    import torch
     from PIL import Image
 
+    from exporters.runtimes import open_runtime
+    from mobileprune.data.images import square
     from mobileprune.run import Run
     from mobileprune.stages.summary import summarise
+    from mobileprune.training.batches import View
 
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.jpg", format="PNG")
+    report = html.unescape((finished / "report.html").read_text(encoding="utf-8"))
+    stored = 16  # the run's --image-size
     monkeypatch.chdir(tmp_path)
-    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    Image.fromarray(noise).save("photo.jpg")
-    answers = []
-    for what, language, code in snippets(str(finished), summarise(Run.open(finished))["result"]["files"]):
-        if language == "Python" and what in ("onnx", "tflite"):
-            names: dict[str, object] = {}
-            exec(code, names)
-            answers.append(np.asarray(names["logits"]))
-    assert len(answers) == 2
-    assert np.abs(answers[0] - answers[1]).max() < 1e-3
+    for name, file in summarise(Run.open(finished))["result"]["files"].items():
+        code = next(
+            c for what, language, c in snippets("", {name: file}, stored) if (what, language) == (name, "Python")
+        )
+        assert code in report
+        names: dict[str, object] = {}
+        exec(code, names)
+        spec = file["input"]
+        kept = torch.from_numpy(square(Image.fromarray(noise), stored))[None]
+        seen = View(spec["height"], tuple(spec["mean"]), tuple(spec["std"]))(kept).contiguous().numpy()
+        wanted = open_runtime(Path(file["path"]))(seen)
+        assert np.argmax(names["logits"]) == wanted.argmax()  # type: ignore[call-overload]
+        assert np.abs(np.asarray(names["logits"]) - wanted).max() < 0.2
 
 
 def test_a_comparison_shows_each_run_and_every_label() -> None:
