@@ -5,16 +5,15 @@
 Every method starts from the same fine-tuned base and gets the same epochs of the same recipe for its final network.
 Where mobileprune has probes, a rival has a line of networks (tools/rivals.py): all of them are measured beside the base
 in interleaved rounds and the largest that keeps the latency is taken. One rival is also given mobileprune's probe cost
-as further epochs. The finals are exported to ONNX and TFLite and measured in one session, one thread; choices
-are made on the validation split, the figure is top-1 on the test split. Killed, the same command goes on.
+as further epochs. The finals are exported to ONNX and TFLite in the setting's precision and measured in one session,
+one thread; choices are made on the validation split, the figure is top-1 on the test split, for int8 that of the
+TFLite file. Killed, the same command goes on; the rows of other settings and seeds stay in the table.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,16 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from rivals import built, lines
+from tables import Table
 
 import exporters
 from device_profiles.benchmark import benchmark
 from device_profiles.devices import open_device
+from exporters import verify
 from mobileprune.api import optimize
 from mobileprune.commands.common import context_of
 from mobileprune.pruning.cost import count
 from mobileprune.request import Request, open_or_create
 from mobileprune.run import Run, locked
 from mobileprune.stages.context import Context
+from mobileprune.stages.files import Images, Job
 from mobileprune.stages.prune import restore
 from mobileprune.stages.records import scale_key
 from mobileprune.stages.solve import Problem, chosen_scale, current_budgets
@@ -58,7 +60,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "image_size": 160,
         "batch_size": 64,
     },
+    "imagenette-mobilenetv3": {
+        "model": "timm:mobilenetv3_large_100",
+        "data": f"{SHARED}/data/imagenette160.tar",
+        "image_size": 160,
+        "batch_size": 64,
+    },
 }
+SETTINGS["imagenette-mobilenetv1-int8"] = {**SETTINGS["imagenette-mobilenetv1"], "precision": "int8"}
+COLUMNS = (
+    "setting", "seed", "method", "target_speedup", "label", "epochs", "probe_epochs", "macs", "params",
+    "validation_top1", "test_top1", "predicted_validation_top1", "onnx_ms", "onnx_spread", "onnx_speedup", "tflite_ms",
+    "tflite_spread", "tflite_speedup", "schedule", "wall_s",
+)  # fmt: skip
 _EXTRA = "torch-pruning, round_to=8"  # the rival that also gets the probes' epochs
 
 
@@ -90,7 +104,7 @@ def timed_line(ctx: Context, ledger: Ledger, name: str, candidates: Sequence[Any
     for number, (candidate, model, size) in enumerate(built(candidates)):
         path = folder / f"{number}.onnx"
         spec = exporters.InputSpec(3, size, size, ctx.view.mean, ctx.view.std)
-        exporters.export(model, spec, path, format="onnx", simplify=False)
+        exporters.export_draft(model, spec, path, format="onnx", precision=ctx.precision)
         files[candidate.label] = path
     report = benchmark(open_device("host"), files, rounds=5, min_seconds=0.1, threads=1)
     times = [report.measurements[label].latency_ms for label in files]
@@ -106,14 +120,21 @@ def largest_within(shares: Sequence[float], limit: float) -> int | None:
     return next((i for i, share in enumerate(shares) if share <= limit), None)
 
 
-def written(ctx: Context, model: Any, size: int, stem: Path) -> dict[str, str]:
-    """The network as ONNX and TFLite files."""
-    spec = exporters.InputSpec(3, size, size, ctx.view.mean, ctx.view.std)
-    paths = {}
-    for name in ("onnx", "tflite"):
-        paths[name] = str(stem.with_suffix(f".{name}"))
-        exporters.export(model, spec, Path(paths[name]), format=name)
-    return paths
+def written(ctx: Context, model: Any, size: int, stem: Path, validation: float) -> dict[str, str]:
+    """The network as verified ONNX and TFLite files. validation: its accuracy as a module, a fraction."""
+    images = Images(ctx.view_at(size), ctx.data.train, ctx.data.validation, ctx.seed)
+    job = Job(model, images, ctx.precision, validation)
+    files = {name: job.write(stem.with_suffix(f".{name}"), name).artifact.path for name in ("onnx", "tflite")}
+    return {name: str(path) for name, path in files.items()}
+
+
+def test_top1(ctx: Context, entry: dict[str, Any], tflite: Path, size: int) -> float:
+    """Accuracy on the test split: of the module, or of an integer file itself, which computes something else."""
+    if ctx.precision == "float32":
+        return float(entry["test"]["accuracy"])
+    assert ctx.data.test is not None
+    images = ctx.view_at(size)(ctx.data.test.images).contiguous().numpy()
+    return verify.accuracy(tflite, images, ctx.data.test.labels.numpy())
 
 
 def rival(ctx: Context, ledger: Ledger, name: str, line: str, speedup: float, scale_epochs: float) -> None:
@@ -136,10 +157,9 @@ def rival(ctx: Context, ledger: Ledger, name: str, line: str, speedup: float, sc
     model.eval()
     cost = count(model, ctx.example[:1, :, :size, :size])
     entry = {"label": chosen.label, "epochs": epochs, "macs": cost.macs, "params": cost.params}
-    files = written(ctx, model, size, stem)
-    ledger.add(
-        key, method=name, speedup=speedup, reached=True, wall_s=time.monotonic() - began, **entry, **found, files=files
-    )
+    files = written(ctx, model, size, stem, found["validation"]["accuracy"])
+    entry |= {"test_top1": test_top1(ctx, found, Path(files["tflite"]), size), **found, "files": files}
+    ledger.add(key, method=name, speedup=speedup, reached=True, wall_s=time.monotonic() - began, **entry)
 
 
 def ours(ctx: Context, ledger: Ledger, speedup: float) -> None:
@@ -147,32 +167,30 @@ def ours(ctx: Context, ledger: Ledger, speedup: float) -> None:
     key = f"final mobileprune {speedup:g}x"
     if key in ledger.done:
         return
-    began = time.monotonic()
-    optimize(run=ctx.run.path, budget=f"{100 / speedup:.6g}%")
-    run = Run.open(ctx.run.path)
-    scale = chosen_scale(run)
-    folder = run.path / "results" / scale_key(scale)
+    scale = chosen_scale(ctx.run)
+    folder = ctx.run.path / "results" / scale_key(scale)
     network = restore(ctx, folder, "weights")
-    entry = run.journal.get("finetuned", scale_key(scale))
+    entry = ctx.run.journal.get("finetuned", scale_key(scale))
     assert entry is not None
-    predicted = Problem(run, current_budgets(run)).accuracy.estimate([scale])
+    predicted = Problem(ctx.run, current_budgets(ctx.run)).accuracy.estimate([scale])
     cost = count(network.model.eval(), ctx.example[:1, :, : network.size, : network.size])
+    files = {name: str(folder / "artifacts" / f"model.{name}") for name in ("onnx", "tflite")}
     ledger.add(
         key,
         method="mobileprune",
         speedup=speedup,
         reached=True,
-        wall_s=time.monotonic() - began,
         label=str(scale),
         epochs=ctx.schedule("result").epochs,
-        probe_epochs=ctx.schedule("probe").epochs * len(run.journal.all("probe")),
+        probe_epochs=ctx.schedule("probe").epochs * len(ctx.run.journal.all("probe")),
         macs=cost.macs,
         params=cost.params,
         predicted=float(predicted[0][0]),
         predicted_std=float(predicted[1][0]),
         validation=entry["validation"],
         test=entry["test"],
-        files={name: str(folder / "artifacts" / f"model.{name}") for name in ("onnx", "tflite")},
+        test_top1=test_top1(ctx, entry, Path(files["tflite"]), network.size),
+        files=files,
     )
 
 
@@ -184,25 +202,37 @@ def measured_together(ctx: Context, finals: Sequence[dict[str, Any]]) -> dict[st
     return benchmark(open_device("host"), files, rounds=9, min_seconds=0.25, threads=1).measurements
 
 
-def rows(ctx: Context, setting: str, seed: int, ledger: Ledger) -> Iterator[dict[str, Any]]:
-    """The table of one setting and seed: the base, then every final."""
-    finals = [e for e in ledger.done.values() if e["key"].startswith("final ") and e["reached"]]
-    measured = measured_together(ctx, finals)
+def rows(ctx: Context, setting: str, ledger: Ledger) -> Iterator[dict[str, Any]]:
+    """The table of one setting and seed: the base, then every final; speed-ups that a rival cannot reach are said."""
+    finals = [e for e in ledger.done.values() if e["key"].startswith("final ")]
+    reached = [e for e in finals if e["reached"]]
+    measured = measured_together(ctx, reached)
     base = ctx.run.journal.get("base", "score")
     assert base is not None
-    entries = [{"key": "base", "method": "base", "speedup": 1.0, "label": "", "epochs": 0, **base}, *finals]
-    for entry in entries:
-        row = {"setting": setting, "seed": seed, "method": entry["method"], "target_speedup": entry["speedup"]}
-        row |= {name: entry.get(name, "") for name in ("label", "epochs", "probe_epochs", "macs", "params")}
-        for split in ("validation", "test"):
-            row[f"{split}_top1"] = f"{entry[split]['accuracy']:.4f}"
-        row["predicted_validation_top1"] = f"{entry['predicted']:.4f}" if "predicted" in entry else ""
+    tflite = ctx.run.path / "base" / "artifacts" / "model.tflite"
+    entry = {"key": "base", "method": "base", "speedup": 1.0, "label": "", "epochs": 0, **base}
+    entry["test_top1"] = test_top1(ctx, base, tflite, ctx.data.size)
+    same = {"setting": setting, "seed": ctx.seed, "schedule": schedule_of(ctx)}
+    for e in [entry, *reached]:
+        row = dict.fromkeys(COLUMNS, "") | same | {"method": e["method"], "target_speedup": e["speedup"]}
+        row |= {name: e.get(name, "") for name in ("label", "epochs", "probe_epochs", "macs", "params")}
+        row |= {"validation_top1": f"{e['validation']['accuracy']:.4f}", "test_top1": f"{e['test_top1']:.4f}"}
+        row["predicted_validation_top1"] = f"{e['predicted']:.4f}" if "predicted" in e else ""
         for name in ("onnx", "tflite"):
-            now, before = measured[f"{entry['key']}.{name}"], measured[f"base.{name}"]
+            now, before = measured[f"{e['key']}.{name}"], measured[f"base.{name}"]
             row |= {f"{name}_ms": f"{now.latency_ms:.4f}", f"{name}_spread": f"{now.spread:.4f}"}
             row[f"{name}_speedup"] = f"{before.latency_ms / now.latency_ms:.3f}"
-        row["wall_s"] = f"{entry.get('wall_s', 0):.0f}"
-        yield row
+        yield row | {"wall_s": f"{e.get('wall_s', 0):.0f}"}
+    for e in finals:
+        if not e["reached"]:
+            named = {"method": e["method"], "target_speedup": e["speedup"], "label": "not reached"}
+            yield dict.fromkeys(COLUMNS, "") | same | named
+
+
+def schedule_of(ctx: Context) -> str:
+    """Epochs of base, probes and results, and the training images, in words."""
+    epochs = " + ".join(f"{ctx.schedule(what).epochs} {what}" for what in ("base", "probe", "result"))
+    return f"{epochs} epochs of {len(ctx.data.train)} images"
 
 
 def compare(setting: str, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -213,18 +243,17 @@ def compare(setting: str, seed: int, arguments: argparse.Namespace) -> list[dict
     with locked(path):
         open_or_create(path, Request(**asked))
     ledger = Ledger(path / "comparison.jsonl")
-    optimize(run=path, budget=f"{100 / arguments.speedups[0]:.6g}%")
-    ctx = context_of(Run.open(path))
-    for speedup in arguments.speedups:
+    for speedup in sorted(arguments.speedups, reverse=True):  # the probes of the hardest serve the others, too
+        optimize(run=path, budget=f"{100 / speedup:.6g}%")
+        ctx = context_of(Run.open(path))
         ours(ctx, ledger, speedup)
-    ctx = context_of(Run.open(path))
     final = ctx.schedule("result").epochs
     probes = ctx.schedule("probe").epochs * len(ctx.run.journal.all("probe"))
     for speedup in arguments.speedups:
         for line in lines(ctx):
             rival(ctx, ledger, line, line, speedup, 1.0)
         rival(ctx, ledger, f"{_EXTRA}, with the probes' epochs too", _EXTRA, speedup, 1.0 + probes / final)
-    return list(rows(ctx, setting, seed, ledger))
+    return list(rows(ctx, setting, ledger))
 
 
 def main() -> None:
@@ -239,14 +268,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/comparison"))
     parser.add_argument("--csv", type=Path, required=True)
     arguments = parser.parse_args()
-    began = time.monotonic()
-    table = [row for seed in arguments.seeds for row in compare(arguments.setting, seed, arguments)]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    with arguments.csv.open("w", newline="") as file:
-        file.write(f"# python {' '.join(sys.argv)}; commit {commit}; {time.monotonic() - began:.0f} s\n")
-        writer = csv.DictWriter(file, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
+    table = Table(arguments.csv, COLUMNS, ("setting", "seed", "method", "target_speedup"))
+    for seed in arguments.seeds:
+        for row in compare(arguments.setting, seed, arguments):
+            table.add(row, f"python {' '.join(sys.argv)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,210 @@
+"""Whether the surrogates say what is true, in a finished comparison: on scales held out, and around what was chosen.
+
+    .venv/bin/python tools/check_surrogate.py runs/comparison/cifar10-resnet20-seed0 [--held-out 8] [--neighbours 4]
+
+Three tables under results/:
+surrogate_held_out.csv    scales that no probe was at, trained as probes are and measured: predicted against found, and
+                          whether the 80 % interval held what was found
+surrogate_probes.csv      what would have been chosen after fewer probes (in the order in which they were made, the held
+                          out ones last), and what all of them together say of that choice
+surrogate_neighbours.csv  the scales nearest to a chosen one that keep its budget, trained as it was
+
+A trained scale is in the table, so a stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tables import Table
+
+from mobileprune.budget import Budget, budgets_key, parse_budgets
+from mobileprune.commands.common import context_of
+from mobileprune.run import Run
+from mobileprune.scale import BASE, Scale
+from mobileprune.search.accuracy import AccuracySurrogate, fit_accuracy
+from mobileprune.search.probes import parent_of
+from mobileprune.search.solver import solve
+from mobileprune.stages.context import Context
+from mobileprune.stages.profile import export_for_timing, measure, shaped
+from mobileprune.stages.prune import cut, finished_probes
+from mobileprune.stages.records import scale_key, scale_of
+from mobileprune.stages.solve import Problem
+from mobileprune.stages.train import scores, train
+
+_LEVEL = 0.8  # of the intervals that are checked
+_Z = 1.2816  # standard errors on either side of it
+_FEWEST = 4  # probes that a choice is made of
+_NEAR = 0.9  # a neighbour takes at least this share of the budget: a far smaller network is no rival
+_SCALE = ("depth", "width", "resolution")
+_HELD_OUT = ("run", *_SCALE, "parent", "accuracy", "accuracy_std", "predicted", "low", "high", "accuracy_held",
+             "latency", "latency_std", "latency_predicted", "latency_low", "latency_high", "latency_held")  # fmt: skip
+_PROBES = ("run", "budget", "probes", *_SCALE, "predicted", "by_all", "by_all_std", "lacks")
+_NEIGHBOURS = ("run", "budget", "role", *_SCALE, "latency_share", "validation", "test", "test_std")
+
+
+def row_of(scale: Scale) -> dict[str, str]:
+    return {name: f"{value:.4f}" for name, value in zip(_SCALE, scale.as_tuple(), strict=True)}
+
+
+def held_out_scales(ctx: Context, problem: Problem, count: int) -> list[Scale]:
+    """Scales drawn by the run's seed from those that the surrogate was asked about and no probe was at."""
+    probed = finished_probes(ctx)
+    low = [min(axis) for axis in zip(*(s.as_tuple() for s in probed), strict=True)]
+    timed = {scale_of(e) for e in ctx.run.journal.all("latency")}
+    inside = [s for s in problem.costs.candidates if np.all(np.array(s.as_tuple()) >= np.array(low) - 1e-9)]
+    free = [s for s in inside if s not in probed and s not in timed]
+    order = np.random.default_rng(ctx.seed).permutation(len(free))
+    return [free[i] for i in order[:count]]
+
+
+def latency_shares(ctx: Context, scales: Sequence[Scale]) -> dict[Scale, tuple[float, float]]:
+    """Measured latency of each scale as a share of the base's in the same rounds, and its standard error."""
+    files = {}
+    for scale in (BASE, *scales):
+        model, size = shaped(ctx, scale)
+        files[scale] = ctx.folder("checks") / f"{scale_key(scale)}.{ctx.timing_format}"
+        export_for_timing(ctx, model, size, files[scale])
+    found = measure(ctx, {scale_key(s): path for s, path in files.items()}).measurements
+    for path in files.values():
+        path.unlink()
+    base = found[scale_key(BASE)].latency_ms
+    timed = {s: found[scale_key(s)] for s in scales}
+    return {s: (m.latency_ms / base, (m.high_ms - m.low_ms) / 4 / base) for s, m in timed.items()}
+
+
+def check_held_out(ctx: Context, problem: Problem, count: int, table: Table, command: str) -> None:
+    """Train and measure scales that the surrogates have not seen."""
+    scales = held_out_scales(ctx, problem, count)
+    waiting = [s for s in scales if {"run": ctx.run.path.name, **row_of(s)} not in table]
+    if not waiting:
+        return
+    shares = latency_shares(ctx, waiting)
+    low, high = problem.accuracy.interval(scales, _LEVEL)
+    mean = problem.accuracy.predict(scales)[0]
+    timed, timed_std = problem.latency.predict(scales, [problem.costs.features(s) for s in scales])
+    timed, timed_std = timed / problem.base_ms, timed_std / problem.base_ms
+    for i, scale in enumerate(scales):
+        if scale not in waiting:
+            continue
+        parent = parent_of(scale, finished_probes(ctx))
+        network = cut(ctx, scale, parent)
+        view = ctx.view_at(network.size)
+        name = f"held out {scale_key(scale)}"
+        train(ctx, network.model, view, "probe", name, distill=True, recipe=network.recipe)
+        found = scores(ctx, network.model, view, test=False)["validation"]
+        share, share_std = shares[scale]
+        reach = _Z * math.hypot(timed_std[i], share_std)
+        row: dict[str, Any] = {"run": ctx.run.path.name, **row_of(scale), "parent": scale_key(parent)}
+        row |= {"accuracy": f"{found['accuracy']:.4f}", "accuracy_std": f"{found['std']:.4f}"}
+        row |= {"predicted": f"{mean[i]:.4f}", "low": f"{low[i]:.4f}", "high": f"{high[i]:.4f}"}
+        row |= {"accuracy_held": bool(low[i] <= found["accuracy"] <= high[i])}
+        row |= {"latency": f"{share:.4f}", "latency_std": f"{share_std:.4f}", "latency_predicted": f"{timed[i]:.4f}"}
+        row |= {"latency_low": f"{timed[i] - reach:.4f}", "latency_high": f"{timed[i] + reach:.4f}"}
+        row |= {"latency_held": bool(abs(timed[i] - share) <= reach)}
+        table.add(row, command)
+        print(f"{scale}: {100 * mean[i]:.1f} % predicted, {100 * found['accuracy']:.1f} % found", flush=True)
+
+
+def probes_of(ctx: Context, held_out: Table) -> list[tuple[Scale, float, float]]:
+    """Scale, accuracy and its error of every network trained as probes are: the plan's in their order, then others."""
+    found = [(scale_of(e), e["validation"]["accuracy"], e["validation"]["std"]) for e in ctx.run.journal.all("probe")]
+    for row in held_out.rows:
+        if row["run"] == ctx.run.path.name:
+            scale = Scale(*(float(row[name]) for name in _SCALE))
+            found.append((scale, float(row["accuracy"]), float(row["accuracy_std"])))
+    return found
+
+
+def fitted(ctx: Context, probes: Sequence[tuple[Scale, float, float]]) -> AccuracySurrogate:
+    base = ctx.run.journal.get("base", "score")
+    assert base is not None
+    samples = [(BASE, base["validation"]["accuracy"], base["validation"]["std"]), *probes]
+    scales, accuracies, stds = zip(*samples, strict=True)
+    return fit_accuracy(scales, accuracies, stds)
+
+
+def choices(ctx: Context, problem: Problem, probes: Sequence[tuple[Scale, float, float]]) -> Iterator[dict[str, Any]]:
+    """What each number of probes would have chosen, and what the surrogate of all of them says of it."""
+    field = [s for s in problem.costs.candidates if not problem.missed(s)]
+
+    def choice(by: AccuracySurrogate) -> Scale:
+        confidence = float(ctx.asked["confidence"])
+        return solve(by, problem.constraints, field, confidence=confidence, frontier=0, continuous=False).scale
+
+    everything = fitted(ctx, probes)
+    best = everything.predict([choice(everything)])[0][0]
+    for count in range(_FEWEST, len(probes) + 1):
+        some = fitted(ctx, probes[:count])
+        scale = choice(some)
+        (mean,), (std,) = everything.predict([scale])
+        row = {"probes": count, **row_of(scale), "predicted": f"{some.predict([scale])[0][0]:.4f}"}
+        yield row | {"by_all": f"{mean:.4f}", "by_all_std": f"{std:.4f}", "lacks": f"{best - mean:.4f}"}
+
+
+def neighbours(problem: Problem, budget: Budget, chosen: Scale, count: int) -> list[Scale]:
+    """The nearest scales (by logarithmic steps) that keep the budget and use most of it."""
+    limit = problem.limit(budget)
+    costs = {s: problem.value(budget, s) for s in problem.costs.candidates if s != chosen and not problem.missed(s)}
+    fit = [s for s, cost in costs.items() if _NEAR * limit <= cost <= limit]
+    return sorted(fit, key=lambda s: math.dist(np.log(s.as_tuple()), np.log(chosen.as_tuple())))[:count]
+
+
+def check_neighbours(ctx: Context, problem: Problem, budget: Budget, count: int, table: Table, command: str) -> None:
+    """Train what lies around a chosen scale to the end, as it was."""
+    answer = ctx.run.journal.get("answer", budgets_key((budget,)))
+    assert answer is not None
+    chosen = scale_of(answer)
+    rest = neighbours(problem, budget, chosen, count)
+    shares = latency_shares(ctx, [chosen, *rest])
+    for scale in (chosen, *rest):
+        role = "chosen" if scale == chosen else "neighbour"
+        row: dict[str, Any] = {"run": ctx.run.path.name, "budget": str(budget), "role": role, **row_of(scale)}
+        if row in table:
+            continue
+        found = ctx.run.journal.get("finetuned", scale_key(scale)) or trained(ctx, scale)
+        row |= {"latency_share": f"{shares[scale][0]:.4f}", "validation": f"{found['validation']['accuracy']:.4f}"}
+        row |= {"test": f"{found['test']['accuracy']:.4f}", "test_std": f"{found['test']['std']:.4f}"}
+        table.add(row, command)
+        print(f"{role} {scale}: {100 * found['test']['accuracy']:.1f} % (test)", flush=True)
+
+
+def trained(ctx: Context, scale: Scale) -> dict[str, Any]:
+    """The scores of a scale that is cut from its nearest probe and trained by the schedule of results."""
+    network = cut(ctx, scale, parent_of(scale, finished_probes(ctx)))
+    view = ctx.view_at(network.size)
+    name = f"neighbour {scale_key(scale)}"
+    train(ctx, network.model, view, "result", name, distill=True, recipe=network.recipe)
+    return scores(ctx, network.model, view)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--held-out", type=int, default=8)
+    parser.add_argument("--neighbours", type=int, default=4)
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    arguments = parser.parse_args()
+    command = f"python {' '.join(sys.argv)}"
+    ctx = context_of(Run.open(arguments.run))
+    questions = [parse_budgets(entry["budgets"]) for entry in ctx.run.journal.all("question")]
+    name = {"run": ctx.run.path.name}
+    problem = Problem(ctx.run, questions[0])
+    held_out = Table(arguments.results / "surrogate_held_out.csv", _HELD_OUT, ("run", *_SCALE))
+    check_held_out(ctx, problem, arguments.held_out, held_out, command)
+    counts = Table(arguments.results / "surrogate_probes.csv", _PROBES, ("run", "budget", "probes"))
+    for budgets in questions:
+        for row in choices(ctx, Problem(ctx.run, budgets), probes_of(ctx, held_out)):
+            counts.add({**name, "budget": str(budgets[0]), **row}, command)
+    around = Table(arguments.results / "surrogate_neighbours.csv", _NEIGHBOURS, ("run", "budget", *_SCALE))
+    check_neighbours(ctx, problem, questions[0][0], arguments.neighbours, around, command)
+
+
+if __name__ == "__main__":
+    main()

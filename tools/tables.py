@@ -1,0 +1,50 @@
+"""Tables of results that grow over several runs: a row is added when it is done, and is not done again."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Table:
+    """A CSV file whose rows are told apart by some of their columns; every command that added to it stands on top.
+
+    key: the columns that name a row. columns: all of them, in order.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], key: Sequence[str]) -> None:
+        self.path, self.columns, self.key = path, list(columns), list(key)
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.commands = [line for line in lines if line.startswith("#")]
+        self.rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+    def __contains__(self, row: Mapping[str, Any]) -> bool:
+        return any(self._name(known) == self._name(row) for known in self.rows)
+
+    def _name(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(str(row[column]) for column in self.key)
+
+    def add(self, row: Mapping[str, Any], command: str) -> None:
+        """Write ``row``, in place of one of the same name, and ``command`` with the commit it ran on."""
+        said = f"# {command}; commit {commit()}"
+        if said not in self.commands:
+            self.commands.append(said)
+        self.rows = [known for known in self.rows if self._name(known) != self._name(row)]
+        self.rows.append({column: str(row[column]) for column in self.columns})
+        temporary = self.path.with_suffix(".part")
+        with temporary.open("w", newline="") as file:
+            file.writelines(f"{line}\n" for line in self.commands)
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        temporary.replace(self.path)
+
+
+def commit() -> str:
+    """The short name of the commit that is checked out; "unknown" outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
