@@ -44,7 +44,7 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--batch-size", type=click.IntRange(2), help="[default: 64]"),
         click.option("--probe-images", type=click.IntRange(0), help="Train probes on so many only.  [default: 0, all]"),
         click.option("--learning-rate", type=RateType(), help=_RATE + "[default: 0.1; 0.02 with weights]"),
-        click.option("--finetune-learning-rate", type=RateType(), help=_RATE + "[default: 0.02]"),
+        click.option("--finetune-learning-rate", type=RateType(), help=_RATE + "[default: auto]"),
         click.option("--lr-schedule", type=click.Choice(_SHAPES), help="[default: cosine]"),
         click.option("--warm-up", type=share, help="Share of the steps.  [default: 0.1]"),
         click.option("--optimizer", help="Any of timm's.  [default: sgd]"),
