@@ -1,24 +1,24 @@
 """What each ingredient of fine-tuning brings: one pruned network, the recipe changed in one thing at a time.
 
-    .venv/bin/python tools/ablate_training.py --data ../shared/data/cifar10_jpeg.npz [--networks resnet20 resnet56]
+    .venv/bin/python tools/ablate_training.py --shared ../shared [--networks resnet20 resnet56]
 
 The network is pruned once, in all three dimensions together, to the scale that should take half of the latency of the
-base; every row fine-tunes it anew from those weights, for the same epochs. Rows go to the table as they are done, and
-rows that are there are not done again, so a stopped run goes on. The base and the latencies stay in --work.
+base; every row fine-tunes it anew from those weights, for the same epochs. The reference has a fixed rate of 0.02; a
+run finds its rate by a range test unless told otherwise, which is one of the rows. Rows go to the table as they are
+done, and rows that are there are not done again, so a stopped run goes on. The base and the latencies stay in --work.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from tables import Table
 
 from mobileprune.progress import Terminal
 from mobileprune.pruning.norms import reestimate_norms
@@ -38,7 +38,10 @@ _COLUMNS = (
     "network", "scale", "epochs", "images", "ingredient", "seed", "learning_rate", "validation", "test", "std",
     "seconds",
 )  # fmt: skip
+_KEY = ("network", "epochs", "images", "ingredient", "seed")
 _NORM_IMAGES = 1024
+_REFERENCE_RATE = 0.02
+_CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Row:
 
 
 ROWS = (
-    Row("recipe", {}),
+    Row("reference", {}),
     Row("no distillation", {"distillation": 0.0}),
     Row("distillation alone", {"distillation": 1.0}),
     Row("no label smoothing", {"label_smoothing": 0.0}),
@@ -67,6 +70,10 @@ ROWS = (
     Row("rate by range test", {}, rate=AUTO),
     Row("half the rate", {}, rate=0.01),
     Row("twice the rate", {}, rate=0.04),
+    Row("four times the rate", {}, rate=0.08),
+    Row("rate by range test, distillation alone", {"distillation": 1.0}, rate=AUTO),
+    Row("rate by range test, distillation .8", {"distillation": 0.8}, rate=AUTO),
+    Row("rate by range test, constant rate", {"shape": "constant"}, rate=AUTO),
     Row("adamw, rate by range test", {"optimizer": "adamw", "weight_decay": 0.02}, rate=AUTO),
     Row("lamb, rate by range test", {"optimizer": "lamb", "weight_decay": 0.02}, rate=AUTO),
 )
@@ -74,8 +81,15 @@ ROWS = (
 
 def prepare(network: str, arguments: argparse.Namespace) -> tuple[Context, Network, str]:
     """The run with its trained base, and the network pruned to half of the latency."""
+    shared = arguments.shared.resolve()
     request = Request(
-        model=network, data=str(arguments.data), base_epochs=arguments.base_epochs, profile_scales=arguments.scales
+        model=f"{shared}/models/resnet_cifar.py:{network}",
+        checkpoint=shared / "data" / "checkpoints" / _CHECKPOINTS[network],
+        data=f"{shared}/data/cifar10_jpeg.npz",
+        base_epochs=arguments.base_epochs,
+        profile_scales=arguments.scales,
+        batch_size=128,
+        finetune_learning_rate=_REFERENCE_RATE,
     )
     run = open_or_create(arguments.work / network, request)
     set_budgets(run, ["50%"])
@@ -113,51 +127,32 @@ def finetuned(ctx: Context, pruned: Network, row: Row, seed: int, arguments: arg
     }
 
 
-def known_rows(path: Path) -> set[tuple[str, ...]]:
-    """What the table already holds: network, epochs, images, ingredient and seed of each row."""
-    if not path.exists():
-        return set()
-    with path.open(newline="") as file:
-        rows = csv.DictReader(line for line in file if not line.startswith("#"))
-        return {tuple(row[name] for name in ("network", "epochs", "images", "ingredient", "seed")) for row in rows}
-
-
-def append(path: Path, row: dict[str, Any], command: Sequence[str]) -> None:
-    """Add a row, after the command and the header where the table is new."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, _COLUMNS)
-        if new:
-            file.write(f"# {' '.join(command)}\n")
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--networks", nargs="+", default=["resnet20", "resnet56"])
-    parser.add_argument("--base-epochs", type=int, default=10)
+    parser.add_argument("--shared", type=Path, required=True, help="folder of the data, checkpoints and models")
+    parser.add_argument("--networks", nargs="+", choices=_CHECKPOINTS, default=list(_CHECKPOINTS))
+    parser.add_argument("--base-epochs", type=int, default=2, help="of fine-tuning the checkpoint on these images")
     parser.add_argument("--epochs", type=int, default=3, help="of every row")
     parser.add_argument("--images", type=int, default=1 << 30, help="training images of every row  [default: all]")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--scales", type=int, default=12, help="how many are measured for the latency")
-    parser.add_argument("--only", nargs="+", choices=[row.name for row in ROWS], help="these ingredients alone")
+    parser.add_argument("--only", nargs="+", metavar="INGREDIENT", help="these alone")
     parser.add_argument("--work", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--csv", type=Path, default=Path("results/training_ingredients.csv"))
     arguments = parser.parse_args()
-    command = ["python", "tools/ablate_training.py", "--data", arguments.data.name, "--epochs", str(arguments.epochs)]
+    command = ["python", "tools/ablate_training.py", "--shared", "../shared", "--epochs", str(arguments.epochs)]
+    command += ["--images", str(arguments.images), "--seeds", str(arguments.seeds), "--networks", *arguments.networks]
+    table = Table(arguments.csv, _COLUMNS, _KEY, " ".join(command))
     for network in arguments.networks:
         ctx, pruned, scale = prepare(network, arguments)
         images = min(arguments.images, len(ctx.data.train))
         for seed in range(arguments.seeds):
             for row in ROWS:
-                key = (network, str(arguments.epochs), str(images), row.name, str(seed))
-                if key in known_rows(arguments.csv) or (arguments.only and row.name not in arguments.only):
+                key = dict(zip(_KEY, (network, arguments.epochs, images, row.name, seed), strict=True))
+                if key in table or (arguments.only and row.name not in arguments.only):
                     continue
                 found = finetuned(ctx, pruned, row, seed, arguments)
-                names = ("network", "epochs", "images", "ingredient", "seed")
-                append(arguments.csv, {**dict(zip(names, key, strict=True)), "scale": scale, **found}, command)
+                table.add({**key, "scale": scale, **found})
                 accuracy = f"{found['test']} ± {found['std']} % (test)"
                 print(f"{network}, seed {seed}, {row.name}: {accuracy}, {found['seconds']} s")
 

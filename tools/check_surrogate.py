@@ -79,7 +79,7 @@ def latency_shares(ctx: Context, scales: Sequence[Scale]) -> dict[Scale, tuple[f
     return {s: (m.latency_ms / base, (m.high_ms - m.low_ms) / 4 / base) for s, m in timed.items()}
 
 
-def check_held_out(ctx: Context, problem: Problem, count: int, table: Table, command: str) -> None:
+def check_held_out(ctx: Context, problem: Problem, count: int, table: Table) -> None:
     """Train and measure scales that the surrogates have not seen."""
     scales = held_out_scales(ctx, problem, count)
     waiting = [s for s in scales if {"run": ctx.run.path.name, **row_of(s)} not in table]
@@ -108,7 +108,7 @@ def check_held_out(ctx: Context, problem: Problem, count: int, table: Table, com
         row |= {"latency": f"{share:.4f}", "latency_std": f"{share_std:.4f}", "latency_predicted": f"{timed[i]:.4f}"}
         row |= {"latency_low": f"{timed[i] - reach:.4f}", "latency_high": f"{timed[i] + reach:.4f}"}
         row |= {"latency_held": bool(abs(timed[i] - share) <= reach)}
-        table.add(row, command)
+        table.add(row)
         print(f"{scale}: {100 * mean[i]:.1f} % predicted, {100 * found['accuracy']:.1f} % found", flush=True)
 
 
@@ -156,7 +156,7 @@ def neighbours(problem: Problem, budget: Budget, chosen: Scale, count: int) -> l
     return sorted(fit, key=lambda s: math.dist(np.log(s.as_tuple()), np.log(chosen.as_tuple())))[:count]
 
 
-def check_neighbours(ctx: Context, problem: Problem, budget: Budget, count: int, table: Table, command: str) -> None:
+def check_neighbours(ctx: Context, problem: Problem, budget: Budget, count: int, table: Table) -> None:
     """Train what lies around a chosen scale to the end, as it was."""
     answer = ctx.run.journal.get("answer", budgets_key((budget,)))
     assert answer is not None
@@ -171,7 +171,7 @@ def check_neighbours(ctx: Context, problem: Problem, budget: Budget, count: int,
         found = ctx.run.journal.get("finetuned", scale_key(scale)) or trained(ctx, scale)
         row |= {"latency_share": f"{shares[scale][0]:.4f}", "validation": f"{found['validation']['accuracy']:.4f}"}
         row |= {"test": f"{found['test']['accuracy']:.4f}", "test_std": f"{found['test']['std']:.4f}"}
-        table.add(row, command)
+        table.add(row)
         print(f"{role} {scale}: {100 * found['test']['accuracy']:.1f} % (test)", flush=True)
 
 
@@ -196,14 +196,14 @@ def main() -> None:
     questions = [parse_budgets(entry["budgets"]) for entry in ctx.run.journal.all("question")]
     name = {"run": ctx.run.path.name}
     problem = Problem(ctx.run, questions[0])
-    held_out = Table(arguments.results / "surrogate_held_out.csv", _HELD_OUT, ("run", *_SCALE))
-    check_held_out(ctx, problem, arguments.held_out, held_out, command)
-    counts = Table(arguments.results / "surrogate_probes.csv", _PROBES, ("run", "budget", "probes"))
+    held_out = Table(arguments.results / "surrogate_held_out.csv", _HELD_OUT, ("run", *_SCALE), command)
+    check_held_out(ctx, problem, arguments.held_out, held_out)
+    counts = Table(arguments.results / "surrogate_probes.csv", _PROBES, ("run", "budget", "probes"), command)
     for budgets in questions:
         for row in choices(ctx, Problem(ctx.run, budgets), probes_of(ctx, held_out)):
-            counts.add({**name, "budget": str(budgets[0]), **row}, command)
-    around = Table(arguments.results / "surrogate_neighbours.csv", _NEIGHBOURS, ("run", "budget", *_SCALE))
-    check_neighbours(ctx, problem, questions[0][0], arguments.neighbours, around, command)
+            counts.add({**name, "budget": str(budgets[0]), **row})
+    around = Table(arguments.results / "surrogate_neighbours.csv", _NEIGHBOURS, ("run", "budget", *_SCALE), command)
+    check_neighbours(ctx, problem, questions[0][0], arguments.neighbours, around)
 
 
 if __name__ == "__main__":

@@ -268,10 +268,12 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/comparison"))
     parser.add_argument("--csv", type=Path, required=True)
     arguments = parser.parse_args()
-    table = Table(arguments.csv, COLUMNS, ("setting", "seed", "method", "target_speedup"))
+    table = Table(
+        arguments.csv, COLUMNS, ("setting", "seed", "method", "target_speedup"), f"python {' '.join(sys.argv)}"
+    )
     for seed in arguments.seeds:
         for row in compare(arguments.setting, seed, arguments):
-            table.add(row, f"python {' '.join(sys.argv)}")
+            table.add(row)
 
 
 if __name__ == "__main__":

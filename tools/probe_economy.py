@@ -17,7 +17,6 @@ found is also written beside the table, as text.
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from scipy.stats import spearmanr
+from tables import Table
 
 from mobileprune.progress import Terminal
 from mobileprune.request import Request, open_or_create
@@ -44,30 +44,6 @@ _KEY = ("network", "images", "kind", "epochs", "scale")
 _CHECKPOINTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
 
 Row = dict[str, str]
-
-
-class Table:
-    """The rows of a CSV file, kept as they come."""
-
-    def __init__(self, path: Path, command: str) -> None:
-        self.path, self.command = path, command
-        self.rows: list[Row] = []
-        if path.exists():
-            with path.open(newline="") as file:
-                self.rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
-
-    def holds(self, row: Row) -> bool:
-        return any(all(known[name] == row[name] for name in _KEY) for known in self.rows)
-
-    def add(self, row: Row) -> None:
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, _COLUMNS)
-            if not self.rows:
-                file.write(f"# {self.command}\n")
-                writer.writeheader()
-            writer.writerow(row)
-        self.rows.append(row)
-        print(", ".join(f"{name} {row[name]}" for name in ("kind", "epochs", "scale", "validation", "seconds")))
 
 
 def opened(arguments: argparse.Namespace) -> Context:
@@ -118,7 +94,7 @@ def chains(ctx: Context, table: Table, arguments: argparse.Namespace) -> list[tu
     for entry in ctx.run.journal.all("probe"):
         scale, parent = scale_of(entry), Scale(*entry["parent"])
         row = row_of(ctx, arguments, "chain", epochs, scale, parent)
-        if not table.holds(row):
+        if row not in table:
             table.add(scored(row, entry["validation"], None))
         found.append((scale, parent))
     return found
@@ -127,7 +103,7 @@ def chains(ctx: Context, table: Table, arguments: argparse.Namespace) -> list[tu
 def one_shot(ctx: Context, table: Table, arguments: argparse.Namespace, scale: Scale, epochs: int) -> None:
     """``scale`` cut from the base in one step, and trained for so many epochs."""
     row = row_of(ctx, arguments, "one-shot", epochs, scale, BASE)
-    if table.holds(row):
+    if row in table:
         return
     start, name = time.monotonic(), f"one-shot-{epochs} at {scale}"
     network = cut(ctx, scale, BASE)
@@ -188,7 +164,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=Path("results/probe_economy.csv"))
     arguments = parser.parse_args()
     command = f"python tools/probe_economy.py --images {arguments.images} --long-epochs {arguments.long_epochs}"
-    table = Table(arguments.csv, command)
+    table = Table(arguments.csv, _COLUMNS, _KEY, command)
     with locked(arguments.work):
         ctx = opened(arguments)
         scales = chains(ctx, table, arguments)

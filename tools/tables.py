@@ -12,11 +12,12 @@ from typing import Any
 class Table:
     """A CSV file whose rows are told apart by some of their columns; every command that added to it stands on top.
 
-    key: the columns that name a row. columns: all of them, in order.
+    columns: all of them, in order. key: those that name a row. command: what is run now.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], key: Sequence[str]) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], key: Sequence[str], command: str) -> None:
         self.path, self.columns, self.key = path, list(columns), list(key)
+        self.command = f"# {command}; commit {commit()}"
         lines = path.read_text().splitlines() if path.exists() else []
         self.commands = [line for line in lines if line.startswith("#")]
         self.rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
@@ -27,11 +28,10 @@ class Table:
     def _name(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(str(row[column]) for column in self.key)
 
-    def add(self, row: Mapping[str, Any], command: str) -> None:
-        """Write ``row``, in place of one of the same name, and ``command`` with the commit it ran on."""
-        said = f"# {command}; commit {commit()}"
-        if said not in self.commands:
-            self.commands.append(said)
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Write ``row``, in place of one of the same name, and the command with the commit it runs on."""
+        if self.command not in self.commands:
+            self.commands.append(self.command)
         self.rows = [known for known in self.rows if self._name(known) != self._name(row)]
         self.rows.append({column: str(row[column]) for column in self.columns})
         temporary = self.path.with_suffix(".part")
