@@ -84,6 +84,7 @@ def train(
     recipe: what was cut from the base to make ``model``, by which other processes make it, too; one that is not the
     base and has none is trained in this process.
     """
+    assert ctx.schedule(what).learning_rate, f"the rate of {what} is to be measured first"
     lesson = Lesson(what, name, view.size, distill, epochs)
     epochs = epochs or ctx.schedule(what).epochs
     total, left = epochs * len(training_data(ctx, what).train), images_left(ctx.run)

@@ -140,7 +140,7 @@ def test_what_goes_wrong_in_a_process_is_one_sentence(plain: Request, tmp_path: 
 
 TINY_NET = Request(
     model=f"{TINY}:tiny", model_arguments=("blocks=1",), image_size=16, base_epochs=3, probe_epochs=1, batch_size=32,
-    training_precision="float32",
+    training_precision="float32", finetune_learning_rate=0.05,
 )  # fmt: skip
 
 
