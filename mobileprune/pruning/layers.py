@@ -63,8 +63,9 @@ def bare_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters held by modules that are not layers, such as a layer scale: (path, parameter)."""
     for path, module in model.named_modules():
         if not axes_of(module):
-            for name, parameter in module.named_parameters(recurse=False):
-                yield (f"{path}.{name}" if path else name), parameter
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    yield (f"{path}.{name}" if path else name), parameter
 
 
 def axis_sizes(model: nn.Module) -> dict[Axis, int]:
@@ -82,15 +83,16 @@ def slice_model(model: nn.Module, keep: Mapping[Axis, Positions]) -> None:
     by_layer: dict[str, dict[str, Tensor]] = {}
     for axis, positions in keep.items():
         by_layer.setdefault(axis.layer, {})[axis.side] = _index(positions)
+    modules = dict(model.named_modules(remove_duplicate=False))
     for layer, sides in by_layer.items():
         if "param" in sides:
             owner_path, _, name = layer.rpartition(".")
-            owner = model.get_submodule(owner_path)
+            owner = modules[owner_path]
             dim = parameter_dim(getattr(owner, name))
             assert dim is not None  # it was longer than 1 when the axis was listed
             _replace(owner, name, sides["param"], dim)
         else:
-            slice_layer(model.get_submodule(layer), sides.get("out"), sides.get("in"))
+            slice_layer(modules[layer], sides.get("out"), sides.get("in"))
 
 
 def _index(positions: Positions) -> Tensor:
@@ -213,13 +215,12 @@ def outline(model: nn.Module, device: str | None = None) -> nn.Module:
     What ``copy.deepcopy`` gives, without the tensors. device: "meta" for a copy that knows but their shapes.
     """
     memo: dict[int, Any] = {}
-    for tensor in [*model.parameters(), *model.buffers()]:
-        moved = tensor if device is None else tensor.detach().to(device)
-        parameter = isinstance(tensor, nn.Parameter) and device is not None
-        memo[id(tensor)] = nn.Parameter(moved, tensor.requires_grad) if parameter else moved
     modules = list(model.modules())
     for module in modules:
         memo[id(module)] = module.__class__.__new__(module.__class__)
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None and id(tensor) not in memo:
+                memo[id(tensor)] = tensor if device is None else _moved(tensor, device)
     for module in modules:
         copied = memo[id(module)].__dict__
         for name, value in vars(module).items():
@@ -229,6 +230,11 @@ def outline(model: nn.Module, device: str | None = None) -> nn.Module:
             else:
                 copied[name] = kind() if kind in _CONTAINERS and not value else _copied(value, memo)
     return cast(nn.Module, memo[id(model)])
+
+
+def _moved(tensor: Tensor, device: str) -> Tensor:
+    moved = tensor.detach().to(device)
+    return nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:

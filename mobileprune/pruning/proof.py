@@ -152,11 +152,11 @@ def _randomised(model: nn.Module, generator: torch.Generator) -> nn.Module:
             draw = unit[start : start + size].view(parameter.shape) * 0.5
             value = draw if path.endswith("bias") else 1.0 + draw  # scales: norms, layer scale, PReLU
         made[id(parameter)] = nn.Parameter(value, requires_grad=False)
-    for path, module in copied.named_modules():
+    for module, original in zip(copied.modules(), model.modules(), strict=True):
         module._parameters.update({n: p if p is None else made[id(p)] for n, p in module._parameters.items()})
-        for name, buffer in module._buffers.items():
+        for name, buffer in original._buffers.items():
             if buffer is not None:
-                old = model.get_submodule(path).get_buffer(name).detach().cpu().clone()
+                old = buffer.detach().cpu().clone()
                 module._buffers[name] = old.float() if old.is_floating_point() else old
     return copied
 
