@@ -169,6 +169,12 @@ def completing(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "HOME": str(tmp_path), "PATH": f"{program.parent}:{os.environ['PATH']}"}
 
 
+def require(shell: str) -> None:
+    if shutil.which(shell) is None:
+        missing = pytest.fail if os.environ.get("MOBILEPRUNE_REQUIRE_PEERS") else pytest.skip
+        missing(f"there is no {shell} here: install Debian's package {shell}")
+
+
 @pytest.mark.parametrize(
     ("words", "expected"), [(["opt"], "optimize"), (["optimize", "--prob"], "--probes"), (["completion", "z"], "zsh")]
 )
@@ -182,8 +188,7 @@ def test_a_real_bash_completes(completing: dict[str, str], tmp_path: Path, words
 
 
 def test_a_real_fish_completes(completing: dict[str, str], tmp_path: Path) -> None:
-    if shutil.which("fish") is None:
-        pytest.skip("no fish here")
+    require("fish")
     install_script("fish", script_of(main, "fish"), tmp_path)
     code = 'complete -C "mobileprune optimize --prob"'
     done = subprocess.run(["fish", "-c", code], capture_output=True, text=True, env=completing, timeout=60)
@@ -192,8 +197,7 @@ def test_a_real_fish_completes(completing: dict[str, str], tmp_path: Path) -> No
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_scripts_are_ones_that_the_shell_reads(tmp_path: Path, shell: str) -> None:
-    if shutil.which(shell) is None:
-        pytest.skip(f"no {shell} here")
+    require(shell)
     (tmp_path / "script").write_text(script_of(main, shell))
     assert subprocess.run([shell, "-n", tmp_path / "script"], capture_output=True).returncode == 0
 
