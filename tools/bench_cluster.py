@@ -10,7 +10,6 @@ whose device is known, and take turns; the figure is the median of the turns. Wa
 from __future__ import annotations
 
 import argparse
-import csv
 import shutil
 import statistics
 import sys
@@ -19,6 +18,7 @@ import time
 from pathlib import Path
 
 import ray
+from tables import write_rows
 
 from mobileprune.engine import Engine, LocalEngine, RayEngine
 from mobileprune.progress import Quiet
@@ -74,11 +74,7 @@ def main() -> None:
     median = statistics.median(float(row["overhead_s_per_probe"]) for row in rows)
     print(f"median overhead of a probe: {median:.2f} s")
     if arguments.csv:
-        with arguments.csv.open("w", newline="") as file:
-            file.write(f"# {' '.join(['python', *sys.argv])}\n")
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(arguments.csv, list(rows[0]), rows, [f"# python {' '.join(sys.argv)}"])
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ count as equal within 2 %, which repeats of the protocol differ by.
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import json
 import resource
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tables import write_rows
 from torch import nn
 
 from device_profiles.benchmark import benchmark
@@ -205,13 +205,8 @@ def prune_rows(name: str, repeats: int) -> list[dict[str, Any]]:
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]], steps: dict[str, int]) -> None:
-    fresh = path.with_name(path.name + ".part")
-    with fresh.open("w", newline="") as file:
-        file.write(f"# python tools/bench_pruning.py (torch {torch.__version__}, 1 thread; channel steps {steps})\n")
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    fresh.replace(path)
+    said = f"# python tools/bench_pruning.py (torch {torch.__version__}, 1 thread; channel steps {steps})"
+    write_rows(path, COLUMNS, rows, [said])
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ ours >= 0.92 bare, and ours >= 1.5 usual on two cores.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import sys
 import time
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tables import write_rows
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -183,11 +183,7 @@ def main() -> None:
         rows.append(row)
         print(", ".join(f"{key} {value}" for key, value in row.items()))
     if arguments.csv:
-        with arguments.csv.open("w", newline="") as file:
-            file.write(f"# {' '.join(['python', *sys.argv])}\n")
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(arguments.csv, list(rows[0]), rows, [f"# python {' '.join(sys.argv)}"])
 
 
 if __name__ == "__main__":

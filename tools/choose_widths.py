@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tables import write_rows
 from torch import nn
 
 from device_profiles.benchmark import benchmark
@@ -169,13 +169,8 @@ def write(path: Path, rows: Sequence[dict[str, Any]], asked: argparse.Namespace,
     command = f"python tools/choose_widths.py --model {Path(asked.model).name} --checkpoint {asked.checkpoint.name}"
     command += f" --data {asked.data.name} --base-images {asked.base_images} --images {asked.images}"
     command += f" --seeds {asked.seeds} --macs {' '.join(f'{share:g}' for share in asked.macs)}"
-    fresh = path.with_name(path.name + ".part")
-    with fresh.open("w", newline="") as file:
-        file.write(f"# {command} (torch {torch.__version__}, 1 thread; base {100 * base:.2f} % on validation)\n")
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    fresh.replace(path)
+    said = f"# {command} (torch {torch.__version__}, 1 thread; base {100 * base:.2f} % on validation)"
+    write_rows(path, COLUMNS, rows, [said])
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,18 @@ class Table:
             self.commands.append(self.command)
         self.rows = [known for known in self.rows if self._name(known) != self._name(row)]
         self.rows.append({column: str(row[column]) for column in self.columns})
-        temporary = self.path.with_suffix(".part")
-        with temporary.open("w", newline="") as file:
-            file.writelines(f"{line}\n" for line in self.commands)
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        temporary.replace(self.path)
+        write_rows(self.path, self.columns, self.rows, self.commands)
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], comments: Iterable[str]) -> None:
+    """Write a whole table, or leave the one that is there. comments: lines for the top, with their #."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("w", newline="") as file:
+        file.writelines(f"{line}\n" for line in comments)
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)
 
 
 def commit() -> str:

@@ -1,23 +1,20 @@
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from mobileprune.errors import UsageError
 
 
-@pytest.fixture(scope="module")
-def zoo() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "tools" / "zoo.py"
-    spec = importlib.util.spec_from_file_location("zoo_table", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def zoo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "tools")
+    return importlib.import_module("zoo")
 
 
 def test_a_network_is_checked_at_every_scale_and_a_lacking_dimension_is_named(
@@ -32,7 +29,8 @@ def test_a_network_is_checked_at_every_scale_and_a_lacking_dimension_is_named(
     weights["fine.bias"][0] += 1
     save_file(weights, stored / "weights.safetensors")
     assert "fresh process differs" in zoo.differs("odd:two_inputs", stored)
-    monkeypatch.setitem(zoo.ODD, "plain", lambda: zoo.nn.Sequential(zoo._Conv(3, 16), zoo._Conv(16, 24, 2)))
+    Conv = importlib.import_module("odd_networks").Conv
+    monkeypatch.setitem(zoo.ODD, "plain", lambda: nn.Sequential(Conv(3, 16), Conv(16, 24, 2)))
     monkeypatch.setitem(zoo.SIDES, "odd:plain", 16)
     rows = list(zoo.rows_of("odd:plain", tmp_path / "plain"))
     assert rows[1]["status"] == "lacks" and "no residual block" in rows[1]["note"]
