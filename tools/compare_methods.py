@@ -1,6 +1,6 @@
 """mobileprune against what people would use instead, at equal measured latency and with equal fine-tuning.
 
-    .venv/bin/python tools/compare_methods.py cifar10-resnet56 --speedups 2 3 5 --seeds 0 1 --csv results/methods.csv
+    .venv/bin/python tools/compare_methods.py cifar10-resnet20 --images 20000 --speedups 2 3 5 --csv results/methods.csv
 
 Every method starts from the same fine-tuned base and gets the same epochs of the same recipe for its final network.
 Where mobileprune has probes, a rival has a line of networks (tools/rivals.py): all of them are measured beside the base
@@ -8,6 +8,9 @@ in interleaved rounds and the largest that keeps the latency is taken. One rival
 as further epochs. The finals are exported to ONNX and TFLite in the setting's precision and measured in one session,
 one thread; choices are made on the validation split, the figure is top-1 on the test split, for int8 that of the
 TFLite file. Killed, the same command goes on; the rows of other settings and seeds stay in the table.
+
+--images is for machines that are too slow for all of CIFAR-10: so many training images, drawn by the seed, and 5,000
+others to choose on; the test split stays whole.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rivals import built, lines
 from tables import Table
 
@@ -37,7 +41,7 @@ from mobileprune.stages.files import Images, Job
 from mobileprune.stages.prune import restore
 from mobileprune.stages.records import scale_key
 from mobileprune.stages.solve import Problem, chosen_scale, current_budgets
-from mobileprune.stages.train import scores, train
+from mobileprune.stages.train import scores, train, training_data
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -73,6 +77,7 @@ COLUMNS = (
     "validation_top1", "test_top1", "predicted_validation_top1", "onnx_ms", "onnx_spread", "onnx_speedup", "tflite_ms",
     "tflite_spread", "tflite_speedup", "schedule", "wall_s",
 )  # fmt: skip
+_VALIDATION_IMAGES = 5_000  # of a smaller CIFAR-10
 _EXTRA = "torch-pruning, round_to=8"  # the rival that also gets the probes' epochs
 
 
@@ -92,6 +97,30 @@ class Ledger:
             file.write(json.dumps(entry) + "\n")
         self.done[key] = entry
         return entry
+
+
+def fewer(source: Path, folder: Path, count: int, seed: int) -> Path:
+    """A copy of JPEG-coded arrays with ``count`` training images, and others as the validation split."""
+    path = folder / f"{source.stem}-{count}-seed{seed}.npz"
+    if path.exists():
+        return path
+    arrays = dict(np.load(source))
+    order = np.random.default_rng(seed).permutation(len(arrays["train_y"]))
+    images, labels, starts = (arrays.pop(f"train_{part}") for part in ("jpeg", "y", "off"))
+    for split, chosen in {"train": order[:count], "val": order[count : count + _VALIDATION_IMAGES]}.items():
+        coded = [images[starts[i] : starts[i + 1]] for i in chosen]
+        ends = np.cumsum([0, *map(len, coded)])
+        arrays |= {f"{split}_jpeg": np.concatenate(coded), f"{split}_off": ends, f"{split}_y": labels[chosen]}
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".part").open("wb") as file:
+        np.savez(file, **arrays)
+    return path.with_suffix(".part").rename(path)
+
+
+def probe_epochs(ctx: Context) -> float:
+    """What all probes cost, in epochs of the images that a final network is trained on."""
+    share = len(training_data(ctx, "probe").train) / len(ctx.data.train)
+    return share * ctx.schedule("probe").epochs * len(ctx.run.journal.all("probe"))
 
 
 def timed_line(ctx: Context, ledger: Ledger, name: str, candidates: Sequence[Any]) -> list[float]:
@@ -182,7 +211,7 @@ def ours(ctx: Context, ledger: Ledger, speedup: float) -> None:
         reached=True,
         label=str(scale),
         epochs=ctx.schedule("result").epochs,
-        probe_epochs=ctx.schedule("probe").epochs * len(ctx.run.journal.all("probe")),
+        probe_epochs=round(probe_epochs(ctx), 2),
         macs=cost.macs,
         params=cost.params,
         predicted=float(predicted[0][0]),
@@ -238,8 +267,12 @@ def schedule_of(ctx: Context) -> str:
 def compare(setting: str, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Everything for one setting and one seed; finished parts are kept in its run folder."""
     path = arguments.runs / f"{setting}-seed{seed}"
-    asked = {**SETTINGS[setting], "seed": seed, "device": "host", "probes": arguments.probes}
-    asked |= {name: getattr(arguments, name) for name in ("base_epochs", "probe_epochs", "epochs")}
+    asked = {**SETTINGS[setting], "seed": seed, "device": "host"}
+    asked |= {
+        name: getattr(arguments, name) for name in ("probes", "probe_images", "base_epochs", "probe_epochs", "epochs")
+    }
+    if arguments.images:
+        asked["data"] = str(fewer(Path(asked["data"]), arguments.runs, arguments.images, seed))
     with locked(path):
         open_or_create(path, Request(**asked))
     ledger = Ledger(path / "comparison.jsonl")
@@ -247,12 +280,11 @@ def compare(setting: str, seed: int, arguments: argparse.Namespace) -> list[dict
         optimize(run=path, budget=f"{100 / speedup:.6g}%")
         ctx = context_of(Run.open(path))
         ours(ctx, ledger, speedup)
-    final = ctx.schedule("result").epochs
-    probes = ctx.schedule("probe").epochs * len(ctx.run.journal.all("probe"))
+    more = 1.0 + probe_epochs(ctx) / ctx.schedule("result").epochs
     for speedup in arguments.speedups:
         for line in lines(ctx):
             rival(ctx, ledger, line, line, speedup, 1.0)
-        rival(ctx, ledger, f"{_EXTRA}, with the probes' epochs too", _EXTRA, speedup, 1.0 + probes / final)
+        rival(ctx, ledger, f"{_EXTRA}, with the probes' epochs too", _EXTRA, speedup, more)
     return list(rows(ctx, setting, ledger))
 
 
@@ -261,7 +293,9 @@ def main() -> None:
     parser.add_argument("setting", choices=SETTINGS)
     parser.add_argument("--speedups", type=float, nargs="+", default=[2.0, 3.0, 5.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--images", type=int, default=0, help="training images of CIFAR-10; all unless given")
     parser.add_argument("--probes", type=int, default=8)
+    parser.add_argument("--probe-images", type=int, default=0, help="of every probe; all unless given")
     parser.add_argument("--base-epochs", type=int, default=3)
     parser.add_argument("--probe-epochs", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=3)

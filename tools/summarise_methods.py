@@ -1,0 +1,123 @@
+"""What results/methods.csv comes to: mean accuracy per method and speed-up, and what mobileprune is ahead by.
+
+    .venv/bin/python tools/summarise_methods.py [--csv results/methods.csv]
+
+Writes results/methods_summary.csv, prints the tables of the README, and says of every target whether it is met. Means
+and ranges are over the seeds; a method that some seed could not bring to the speed-up is left out there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from tables import write_rows
+
+OURS = "mobileprune"
+WIDTH_TOOLS = ("torch-pruning", "torch-pruning, round_to=8")
+ONE_DIMENSION = ("width only", "depth only", "resolution only")
+BY_HAND = ("compound by hand",)
+COLUMNS = (
+    "setting", "target_speedup", "method", "seeds", "test_top1", "lowest", "highest", "onnx_speedup", "tflite_speedup",
+    "macs", "epochs", "probe_epochs", "ours_ahead_by",
+)  # fmt: skip
+# Points that mobileprune is to be ahead by, at each speed-up: against the best of a group.
+TARGETS = (
+    ("Torch-Pruning", WIDTH_TOOLS, {2.0: 3.0, 3.0: 3.0, 4.0: 3.0, 5.0: 3.0}),
+    ("the best single dimension", ONE_DIMENSION, {2.0: 0.3, 3.0: 1.5, 4.0: 2.0, 5.0: 3.0}),
+    ("the joint scale picked by hand", BY_HAND, {2.0: 0.0, 3.0: 0.0, 4.0: 0.0, 5.0: 0.0}),
+)
+
+Row = dict[str, Any]
+
+
+def read(path: Path) -> list[Row]:
+    with path.open() as file:
+        return list(csv.DictReader(line for line in file if not line.startswith("#")))
+
+
+def summary(rows: Sequence[Row]) -> Iterator[Row]:
+    """One row per setting, speed-up and method that every seed of the setting reached."""
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        here = [row for row in rows if row["setting"] == setting]
+        seeds = len({row["seed"] for row in here})
+        for target in sorted({float(row["target_speedup"]) for row in here}):
+            cases = [row for row in here if float(row["target_speedup"]) == target and row["test_top1"]]
+            found = [_mean_row(cases, method, seeds) for method in dict.fromkeys(row["method"] for row in cases)]
+            complete = [row for row in found if row["seeds"] == seeds]
+            ours = next((row["test_top1"] for row in complete if row["method"] == OURS), None)
+            for row in complete:
+                row |= {"setting": setting, "target_speedup": target}
+                yield row | {"ours_ahead_by": "" if ours is None else round(ours - row["test_top1"], 2)}
+
+
+def _mean_row(cases: Sequence[Row], method: str, seeds: int) -> Row:
+    mine = [row for row in cases if row["method"] == method]
+    top1 = [100 * float(row["test_top1"]) for row in mine]
+    found: Row = {"method": method, "seeds": len(mine)}
+    found |= {"test_top1": round(mean(top1), 2), "lowest": round(min(top1), 2), "highest": round(max(top1), 2)}
+    for name in ("onnx_speedup", "tflite_speedup"):
+        found[name] = round(mean(float(row[name]) for row in mine), 2)
+    for name in ("macs", "epochs", "probe_epochs"):
+        values = [float(row[name]) for row in mine if row[name]]
+        found[name] = round(mean(values), 1) if values else ""
+    return found
+
+
+def markdown(found: Sequence[Row], settings: Sequence[str]) -> Iterator[str]:
+    """Methods by speed-ups, for each setting: top-1 on the test split and the measured speed-up of the ONNX file."""
+    for setting in settings:
+        here = [row for row in found if row["setting"] == setting]
+        speedups = sorted({row["target_speedup"] for row in here} - {1.0})
+        base = next(row for row in here if row["method"] == "base")
+        yield f"{setting}, base {base['test_top1']:.1f} % ({base['seeds']} seeds)\n"
+        yield f"| method | {' | '.join(f'{s:g}x' for s in speedups)} |"
+        yield "| --- |" + " --- |" * len(speedups)
+        for method in dict.fromkeys(row["method"] for row in here if row["method"] != "base"):
+            cells = []
+            for speedup in speedups:
+                row = next((r for r in here if (r["method"], r["target_speedup"]) == (method, speedup)), None)
+                spread = f" ± {(row['highest'] - row['lowest']) / 2:.1f}" if row and row["seeds"] > 1 else ""
+                cells.append(f"{row['test_top1']:.1f}{spread} ({row['onnx_speedup']:.2f}x)" if row else "not reached")
+            yield f"| {method} | {' | '.join(cells)} |"
+        yield ""
+
+
+def verdicts(rows: Sequence[Row], found: Sequence[Row]) -> Iterator[str]:
+    """Every target with what was found."""
+    for mine in (row for row in found if row["method"] == OURS):
+        setting, speedup = mine["setting"], mine["target_speedup"]
+        here = [row for row in found if (row["setting"], row["target_speedup"]) == (setting, speedup)]
+        for words, methods, wanted in TARGETS:
+            rivals = [row for row in here if row["method"] in methods]
+            if not rivals or speedup not in wanted:
+                yield f"{setting} {speedup:g}x: {words} does not reach it"
+                continue
+            ahead = min(row["ours_ahead_by"] for row in rivals)
+            least = wanted[speedup]
+            verdict = "met" if ahead >= least else "MISSED"
+            yield f"{setting} {speedup:g}x: {ahead:+.1f} points against {words}, wanted {least:+.1f}: {verdict}"
+        own = [r for r in rows if (r["setting"], r["method"], float(r["target_speedup"])) == (setting, OURS, speedup)]
+        least = min(float(row["onnx_speedup"]) for row in own)
+        error = mean(100 * abs(float(r["predicted_validation_top1"]) - float(r["validation_top1"])) for r in own)
+        yield f"{setting} {speedup:g}x: at least {least:.3f}x measured; predicted accuracy off by {error:.1f} points"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", type=Path, default=Path("results/methods.csv"))
+    arguments = parser.parse_args()
+    rows = read(arguments.csv)
+    found = list(summary(rows))
+    output = arguments.csv.with_name(f"{arguments.csv.stem}_summary.csv")
+    write_rows(output, COLUMNS, found, [f"# python {' '.join(sys.argv)}"])
+    print("\n".join([*markdown(found, list(dict.fromkeys(row["setting"] for row in rows))), *verdicts(rows, found)]))
+
+
+if __name__ == "__main__":
+    main()
