@@ -118,7 +118,10 @@ def save_images(images: Any, path: Path) -> str | None:
 
 
 def _frozen(module: nn.Module) -> nn.Module:
-    """A copy in eval mode on the CPU, so that the caller's module keeps its mode and device."""
+    """A copy in eval mode on the CPU, so that the caller's module keeps its mode and device.
+
+    Its tensors lie in the usual order: litert-torch takes the bytes of channels_last weights for those of another shape.
+    """
     import torch
 
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
@@ -127,7 +130,10 @@ def _frozen(module: nn.Module) -> nn.Module:
                 f"the weights hold NaN or infinite values (first in {name!r}); train the model again before the export"
             )
     try:
-        return copy.deepcopy(module).cpu().eval().requires_grad_(False)
+        copied = copy.deepcopy(module).cpu().eval().requires_grad_(False)
+        for tensor in (*copied.parameters(), *copied.buffers()):
+            tensor.data = tensor.data.contiguous()
+        return copied
     except Exception as error:  # tensors that belong to a graph, handles that cannot be copied
         raise ExportError(f"the model cannot be copied for the export: {first_line(error)}; load it anew") from error
 

@@ -72,6 +72,15 @@ def test_a_fresh_process_writes_the_same_bytes(shelf: Shelf, format_name: str, t
     assert again.sha256 == shelf.get("cifar", format_name, "int8").sha256
 
 
+def test_weights_in_another_memory_order_give_the_same_bytes(shelf: Shelf, format_name: str, tmp_path: Path) -> None:
+    """As training leaves them: litert-torch once read them in the wrong order."""
+    net = make_net("cifar").to(memory_format=torch.channels_last)
+    assert any(not tensor.is_contiguous() for tensor in net.parameters())
+    path = tmp_path / f"x{exporters.suffix(format_name)}"
+    assert export(net, SPEC, path, format=format_name).sha256 == shelf.get("cifar", format_name).sha256
+    assert any(not tensor.is_contiguous() for tensor in net.parameters())
+
+
 def test_draft_takes_what_the_final_file_takes(
     shelf: Shelf, kind: tuple[str, str], tmp_path: Path, images: np.ndarray
 ) -> None:
