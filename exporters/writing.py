@@ -120,7 +120,7 @@ def save_images(images: Any, path: Path) -> str | None:
 def _frozen(module: nn.Module) -> nn.Module:
     """A copy in eval mode on the CPU, so that the caller's module keeps its mode and device.
 
-    Its tensors lie in the usual order: litert-torch takes the bytes of channels_last weights for those of another shape.
+    Its tensors lie in the usual order: litert-torch misreads channels_last weights.
     """
     import torch
 

@@ -20,7 +20,8 @@ from device_profiles.inventory import Known, inventory
 from device_profiles.runners import google
 from device_profiles.sustained import Sustained, sustained
 from mobileprune.errors import UsageError
-from mobileprune.progress import Display, duration, waiting_gate
+from mobileprune.progress import Display, waiting_gate
+from mobileprune.words import duration
 
 COOL_DOWN_S = 300.0
 _UNITS = {"": 1.0, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}

@@ -13,15 +13,16 @@ from torch import nn
 
 import exporters
 from mobileprune.budget import budgets_key, parse_budgets
-from mobileprune.progress import Quiet, counted, duration
+from mobileprune.progress import Quiet
 from mobileprune.pruning.anatomy import Anatomy
 from mobileprune.request import Request, open_or_create
 from mobileprune.run import Journal
 from mobileprune.scale import Scale
 from mobileprune.stages.context import Context
 from mobileprune.stages.files import FORMATS
-from mobileprune.stages.records import scale_key
+from mobileprune.stages.records import probe_limit, scale_key
 from mobileprune.training.speed import fastest_setting
+from mobileprune.words import counted, duration
 
 _TRIAL_IMAGES = 64
 _EXPORT_S = 15.0  # of one file with its verification; rough
@@ -158,8 +159,9 @@ def _work(ctx: Context, speed: float, installed: Sequence[str], budgets: Sequenc
     timed = 0.0 if ctx.profile.kind == "predicted" else rounds["rounds"] * max(rounds["round_seconds"], 0.05)
     draft = _DRAFT_S if ctx.timing_format == "onnx" else _EXPORT_S
     done = len(journal.all("probe"))
-    waiting = max(0, asked["probes"] - done)
-    probed = f"at most {asked['probes']} scales, {counted(training['probe_epochs'], 'epoch')} each"
+    limit = probe_limit(ctx.run, budgets_key(parse_budgets(budgets)))
+    waiting = max(0, limit - done)
+    probed = f"at most {limit} scales, {counted(training['probe_epochs'], 'epoch')} each"
     latencies = len(journal.all("latency"))
     answered = _answered(journal, budgets)
     base = counted(training["base_epochs"], "epoch") if training["base_epochs"] else "taken as given, scored"

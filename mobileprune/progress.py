@@ -20,6 +20,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from device_profiles.thermal import Gate
+from mobileprune.words import duration
 
 _LINE_EVERY_S = 60.0  # where there is no terminal to draw on
 Kind = Literal["training", "exporting", "measuring"]
@@ -48,19 +49,6 @@ class Pace:
         stage, whole = (duration((images - seen) / max(rate, 1e-6)) for images in (probes, left))
         words = f"probes in {stage}, all in {whole}" if probes else f"all trained in {whole}"
         return f"{rate:,.0f} images/s, {words}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: ``40 s``, ``12 min``, ``3 h 05 min``."""
-    minutes = round(max(seconds, 0) / 60)
-    if seconds < 90:
-        return f"{max(seconds, 0):.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 epoch``, ``4 epochs``."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 _INDENT = 11  # what is said stands under what a stage says

@@ -95,7 +95,7 @@ def prepare(network: str, arguments: argparse.Namespace) -> tuple[Context, Netwo
     set_budgets(run, ["50%"])
     ctx = Context(run, Terminal(Console(stderr=True)))
     profile(ctx)
-    (scale,) = plan_probes(run, current_budgets(run), 1)  # all dimensions together, to where the budget is just kept
+    (scale,) = plan_probes(run, current_budgets(run))[:1]  # all dimensions together, to where the budget is just kept
     return ctx, cut(ctx, scale, BASE), str(scale)
 
 

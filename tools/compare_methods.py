@@ -74,8 +74,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 SETTINGS["imagenette-mobilenetv1-int8"] = {**SETTINGS["imagenette-mobilenetv1"], "precision": "int8"}
 COLUMNS = (
     "setting", "seed", "method", "target_speedup", "label", "epochs", "probe_epochs", "macs", "params",
-    "validation_top1", "test_top1", "predicted_validation_top1", "onnx_ms", "onnx_spread", "onnx_speedup", "tflite_ms",
-    "tflite_spread", "tflite_speedup", "schedule", "wall_s",
+    "validation_top1", "test_top1", "predicted_validation_top1", "expected_validation_top1", "onnx_ms", "onnx_spread",
+    "onnx_speedup", "tflite_ms", "tflite_spread", "tflite_speedup", "schedule", "wall_s",
 )  # fmt: skip
 _VALIDATION_IMAGES = 5_000  # of a smaller CIFAR-10
 _EXTRA = "torch-pruning, round_to=8"  # the rival that also gets the probes' epochs
@@ -201,7 +201,8 @@ def ours(ctx: Context, ledger: Ledger, speedup: float) -> None:
     network = restore(ctx, folder, "weights")
     entry = ctx.run.journal.get("finetuned", scale_key(scale))
     assert entry is not None
-    predicted = Problem(ctx.run, current_budgets(ctx.run)).accuracy.estimate([scale])
+    problem = Problem(ctx.run, current_budgets(ctx.run))
+    predicted, gain = problem.accuracy.estimate([scale]), problem.gain(without=scale)
     cost = count(network.model.eval(), ctx.example[:1, :, : network.size, : network.size])
     files = {name: str(folder / "artifacts" / f"model.{name}") for name in ("onnx", "tflite")}
     ledger.add(
@@ -216,6 +217,7 @@ def ours(ctx: Context, ledger: Ledger, speedup: float) -> None:
         params=cost.params,
         predicted=float(predicted[0][0]),
         predicted_std=float(predicted[1][0]),
+        expected=float(predicted[0][0]) + gain.mean if gain else None,
         validation=entry["validation"],
         test=entry["test"],
         test_top1=test_top1(ctx, entry, Path(files["tflite"]), network.size),
@@ -246,7 +248,7 @@ def rows(ctx: Context, setting: str, ledger: Ledger) -> Iterator[dict[str, Any]]
         row = dict.fromkeys(COLUMNS, "") | same | {"method": e["method"], "target_speedup": e["speedup"]}
         row |= {name: e.get(name, "") for name in ("label", "epochs", "probe_epochs", "macs", "params")}
         row |= {"validation_top1": f"{e['validation']['accuracy']:.4f}", "test_top1": f"{e['test_top1']:.4f}"}
-        row["predicted_validation_top1"] = f"{e['predicted']:.4f}" if "predicted" in e else ""
+        row |= {f"{word}_validation_top1": f"{e[word]:.4f}" for word in ("predicted", "expected") if e.get(word)}
         for name in ("onnx", "tflite"):
             now, before = measured[f"{e['key']}.{name}"], measured[f"base.{name}"]
             row |= {f"{name}_ms": f"{now.latency_ms:.4f}", f"{name}_spread": f"{now.spread:.4f}"}

@@ -75,7 +75,11 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--device", help="host, pixel, adb, ssh://...: see `mobileprune devices`.  [default: host]")
 @budget_option()
 @click.option("--run", "path", type=click.Path(path_type=Path), help="Run folder; an existing one is continued.")
-@click.option("--probes", type=click.IntRange(4, 64), help="How many scales are probed at most.  [default: 8]")
+@click.option(
+    "--probes",
+    type=click.IntRange(4, 64),
+    help="How many scales are probed at most; a further budget may add 2.  [default: 8]",
+)
 @click.option("--confidence", type=click.FloatRange(0, 1, True, True), help="That the budget is kept.  [default: 0.8]")
 @click.option("--profile-scales", type=click.IntRange(10, 64), help="How many scales are measured.  [default: 12]")
 @click.option("--rounds", type=click.IntRange(2, 100), help="Measuring rounds of every file.  [default: 7]")

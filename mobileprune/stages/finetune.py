@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from mobileprune.engine import Job
-from mobileprune.progress import counted
 from mobileprune.stages import weights
 from mobileprune.stages.context import Context
 from mobileprune.stages.prune import restore
 from mobileprune.stages.records import require, scale_key
 from mobileprune.stages.solve import chosen_scale
 from mobileprune.stages.train import choose_rate, describe, scores, train
+from mobileprune.words import counted
 
 
 def finetune(ctx: Context) -> None:

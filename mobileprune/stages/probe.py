@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from mobileprune.engine import Job
-from mobileprune.progress import counted
 from mobileprune.scale import Scale
 from mobileprune.search.probes import parent_of
 from mobileprune.stages.context import Context
 from mobileprune.stages.prune import cut, finished_probes, store
-from mobileprune.stages.records import scale_key
+from mobileprune.stages.records import probe_limit, scale_key
 from mobileprune.stages.remaining import FULL_EPOCHS, probe_cost
 from mobileprune.stages.solve import check_reachable, current_budgets, plan_probes
 from mobileprune.stages.train import choose_rate, describe, scores, train
+from mobileprune.words import counted
 
 
 def probe(ctx: Context) -> None:
@@ -22,12 +22,11 @@ def probe(ctx: Context) -> None:
     """
     budgets = current_budgets(ctx.run)
     check_reachable(ctx.run, budgets)
-    limit = int(ctx.asked["probes"])
     announced = False
-    while planned := plan_probes(ctx.run, budgets, limit):
+    while planned := plan_probes(ctx.run, budgets):
         if not announced:
             each = counted(ctx.schedule("probe").epochs, "epoch")
-            ctx.display.stage("probe", f"accuracy of up to {limit} scales, {each} each")
+            ctx.display.stage("probe", f"accuracy of up to {probe_limit(ctx.run)} scales, {each} each")
             announced = True
         choose_rate(ctx, lambda: cut(ctx, planned[0], parent_of(planned[0], [])))
         _probe_all(ctx, planned)

@@ -13,6 +13,8 @@ from mobileprune.errors import MobilepruneError
 from mobileprune.run import Entry, Run
 from mobileprune.scale import Lattice, Scale
 
+_FURTHER_PROBES = 2  # that a later question may add: the earlier ones lie around another budget
+
 
 def scale_key(scale: Scale) -> str:
     """A name for a scale that sorts and is fit for a file: ``d0.6667-w0.8125-r0.8750``."""
@@ -127,6 +129,18 @@ def latency_samples(run: Run) -> list[LatencySample]:
     if not samples:
         raise MobilepruneError(f"{run.path} has no profile yet; run `mobileprune profile {run.path}` first")
     return samples
+
+
+def probe_limit(run: Run, question: str | None = None) -> int:
+    """How many probes the run may come to: those asked for, and a few more for each question asked after some.
+
+    question: the key of one that is about to be asked; otherwise it is the newest.
+    """
+    entries, newest = run.journal.entries, run.journal.newest("question")
+    new = newest is None or question not in (None, newest["key"])
+    asked_at = len(entries) if new else max(i for i, e in enumerate(entries) if e["kind"] == "question")
+    before = {e["key"] for e in entries[:asked_at] if e["kind"] == "probe"}
+    return max(int(run.asked["probes"]), len(before) + _FURTHER_PROBES if before else 0)
 
 
 def base_latency_ms(run: Run) -> float:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mobileprune.progress import duration
 from mobileprune.run import Run
 from mobileprune.scale import BASE
-from mobileprune.stages.records import read_costs, scale_of
+from mobileprune.stages.records import probe_limit, read_costs, scale_of
+from mobileprune.words import duration
 
 FULL_EPOCHS = 20  # of a base from scratch, by default
 _OUTCOMES = ("base", "probe", "finetuned")  # kinds of entries that end a training
@@ -27,7 +27,7 @@ def images_left(run: Run) -> int:
 
 def probe_images_left(run: Run) -> int:
     """Those of them that probes train on, if as many are made as may be."""
-    probes = max(int(run.asked["probes"]) - len(run.journal.all("probe")), 0)
+    probes = max(probe_limit(run) - len(run.journal.all("probe")), 0)
     return probes * int(run.asked["training"]["probe_epochs"]) * _images(run, "probe")
 
 

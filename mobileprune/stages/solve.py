@@ -21,16 +21,19 @@ from mobileprune.stages.records import (
     Costs,
     base_latency_ms,
     latency_samples,
+    probe_limit,
     profile_of,
     read_costs,
     scale_key,
     scale_of,
 )
+from mobileprune.words import counted
 
 _INITIAL_PROBES = 6
 _PREDICTED_MARGIN = 0.1  # share of a latency budget that is left free where no device can be measured
 _WORTH_MEASURING = 0.2  # the probability of keeping the budgets from which a better scale is worth a few seconds
 _MEGA = 1e6
+_GAIN_SPREAD = 0.01  # of accuracy: what the rest of the training adds differs by about a point between scales
 
 
 def set_budgets(run: Run, texts: Sequence[str]) -> None:
@@ -55,6 +58,15 @@ def chosen_scale(run: Run) -> Scale:
     if answer is None:
         raise MobilepruneError(f"{run.path} has no pruned network yet; run `mobileprune prune {run.path}` first")
     return scale_of(answer)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Mean and standard deviation (fractions) of what a further result gains over the prediction, from ``count``."""
+
+    mean: float
+    std: float
+    count: int
 
 
 @dataclass(frozen=True)
@@ -96,6 +108,21 @@ class Problem:
         return fit_accuracy(
             [s for s, _ in scored], [v["accuracy"] for _, v in scored], [v["std"] for _, v in scored], self.surrogate
         )
+
+    def gain(self, without: Scale | None = None) -> Gain | None:
+        """What fine-tuning to the end adds to the accuracy after a probe's training; None before the first result.
+
+        without: a result that is not to count.
+        """
+        found = [e for e in self.run.journal.all("finetuned") if scale_of(e) != without]
+        if not found:
+            return None
+        predicted, std = self.accuracy.estimate([scale_of(e) for e in found])
+        scores = [e["validation"] for e in found]
+        each = np.array([s["accuracy"] for s in scores]) - predicted
+        weights = 1.0 / (std**2 + np.array([s["std"] for s in scores]) ** 2 + _GAIN_SPREAD**2)
+        mean = float(weights @ each / weights.sum())
+        return Gain(mean, float(np.sqrt(1.0 / weights.sum() + _GAIN_SPREAD**2)), len(found))
 
     @cached_property
     def constraints(self) -> list[Constraint]:
@@ -254,15 +281,17 @@ class _Indifferent:
         return np.zeros(len(x))
 
 
-def plan_probes(run: Run, budgets: Sequence[Budget], limit: int) -> list[Scale]:
+def plan_probes(run: Run, budgets: Sequence[Budget]) -> list[Scale]:
     """The scales to probe next; none when the plan is done. Follows from the journal alone, so a resumed run agrees.
 
-    All that the design still wants, ancestors first, in whatever order they are then done; after that one at a time.
+    All that the design still wants, ancestors first, in whatever order they are then done; after that one at a time,
+    while it promises a gain. A later question, when all the probes asked for were made, goes straight to the latter.
     """
     problem = Problem(run, tuple(budgets))
     done = [scale_of(e) for e in run.journal.all("probe")]
-    if len(done) >= limit:
+    if len(done) >= probe_limit(run):
         return []
+    limit = int(run.asked["probes"])
     tightest = min(problem.constraints, key=problem.share)
     first = initial_probes(
         _box(problem.costs.candidates),
@@ -271,12 +300,27 @@ def plan_probes(run: Run, budgets: Sequence[Budget], limit: int) -> list[Scale]:
         budget=problem.share(tightest),
     )
     waiting = [scale for scale in first if scale not in done]
-    if waiting:
+    if waiting and len(done) < limit:
         return waiting[: limit - len(done)]
     following = next_probe(
         problem.accuracy, problem.constraints, problem.costs.candidates, done, float(run.asked["confidence"])
     )
     return [] if following is None else [following]
+
+
+def _accuracy_lines(problem: Problem, solution: Solution) -> list[str]:
+    """What is predicted after a probe's training, and what is expected of the result's."""
+    a, training = solution.accuracy, problem.run.asked["training"]
+    probe, result = (counted(training[f"{what}_epochs"], "epoch") for what in ("probe", "result"))
+    interval = f"80 % interval {100 * a.low:.1f} to {100 * a.high:.1f}"
+    first = f"accuracy   {100 * a.mean:.1f} % predicted after a probe's {probe}, {interval}"
+    gain = problem.gain()
+    if gain is None:
+        return [first, f"           the result trains for {result}; what that adds is known from the first one on"]
+    error = 1.28 * float(np.hypot((a.high - a.low) / 2.56, gain.std))
+    expected = f"{100 * (a.mean + gain.mean):.1f} ± {100 * error:.1f} %"
+    known = counted(gain.count, "earlier result")
+    return [first, f"           {expected} expected after the result's {result}, by what they added to {known}"]
 
 
 def _rivals(errors: Sequence[tuple[str, str]]) -> list[str]:
@@ -295,11 +339,7 @@ def _box(scales: Sequence[Scale]) -> Lattice:
 def describe_solution(run: Run, solution: Solution, budgets: Sequence[Budget]) -> list[str]:
     """A solution in lines of text: what was chosen, what it should reach, and what each limit is worth."""
     problem = Problem(run, tuple(budgets))
-    a = solution.accuracy
-    lines = [
-        f"scale      {solution.scale}",
-        f"accuracy   {100 * a.mean:.1f} % predicted, 80 % interval {100 * a.low:.1f} to {100 * a.high:.1f}",
-    ]
+    lines = [f"scale      {solution.scale}", *_accuracy_lines(problem, solution)]
     for kept in solution.constraints.values():
         v = kept.value
         error = f", 80 % interval {v.low:.3g} to {v.high:.3g}" if v.high > v.low else ""

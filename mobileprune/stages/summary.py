@@ -15,7 +15,7 @@ from mobileprune.budget import Budget, shown
 from mobileprune.errors import MobilepruneError
 from mobileprune.run import Entry, Run
 from mobileprune.scale import BASE, Scale
-from mobileprune.stages.records import read_costs, scale_key
+from mobileprune.stages.records import probe_limit, read_costs, scale_key
 from mobileprune.stages.remaining import training_under_way
 from mobileprune.stages.solve import Problem, chosen_scale, current_budgets
 
@@ -188,7 +188,7 @@ def status(run: Run) -> dict[str, Any]:
     question = journal.newest("question")
     answer = journal.get("answer", question["key"]) if question else None
     key = scale_key(Scale(*answer["scale"])) if answer else None
-    probes, wanted = len(journal.all("probe")), run.asked["probes"]
+    probes, wanted = len(journal.all("probe")), probe_limit(run)
     latencies = len(journal.all("latency"))
 
     def state(done: bool) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 from mobileprune.data import ImageData
 from mobileprune.models import check_outputs, load_checkpoint
-from mobileprune.progress import Pace, counted
+from mobileprune.progress import Pace
 from mobileprune.pruning.blocks import rank_blocks
 from mobileprune.pruning.norms import reestimate_norms
 from mobileprune.stages import weights
@@ -27,6 +27,7 @@ from mobileprune.training.memory import parts
 from mobileprune.training.rates import find_rate
 from mobileprune.training.schedule import AUTO
 from mobileprune.training.speed import fastest_setting
+from mobileprune.words import counted
 
 if TYPE_CHECKING:
     from mobileprune.pruning.recipe import Recipe

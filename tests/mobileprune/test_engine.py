@@ -16,7 +16,7 @@ from rich.console import Console
 from mobileprune import progress
 from mobileprune.engine import Job, LocalEngine, Parcel, make_engine
 from mobileprune.errors import MobilepruneError, UsageError
-from mobileprune.progress import Pace, Quiet, Terminal, duration
+from mobileprune.progress import Pace, Quiet, Terminal
 from mobileprune.request import Request, complete, open_or_create, words_of
 from mobileprune.run import Journal, Run
 from mobileprune.scale import BASE, Scale
@@ -27,6 +27,7 @@ from mobileprune.stages.records import read_costs
 from mobileprune.stages.remaining import images_left, probe_cost, training_under_way
 from mobileprune.stages.solve import set_budgets
 from mobileprune.stages.train import train_base
+from mobileprune.words import duration
 
 
 def test_a_job_names_what_it_reads_and_leaves() -> None:

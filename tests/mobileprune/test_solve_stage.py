@@ -10,8 +10,8 @@ import pytest
 from mobileprune.budget import parse_budgets
 from mobileprune.run import Run, write_json
 from mobileprune.scale import BASE, Lattice, Scale
-from mobileprune.stages.records import Costs, base_latency_ms, latency_samples, scale_key
-from mobileprune.stages.solve import Problem, solve_run, worth_measuring
+from mobileprune.stages.records import Costs, base_latency_ms, latency_samples, probe_limit, scale_key
+from mobileprune.stages.solve import Problem, describe_solution, plan_probes, set_budgets, solve_run, worth_measuring
 
 HALF = Scale(0.5)
 
@@ -81,9 +81,10 @@ def test_costs_round_trip_and_leave_out_what_is_not_covered(tmp_path: Path) -> N
     assert costs.features(BASE) == {"macs": 1.0}
 
 
-def grid_run(path: Path) -> Run:
+def grid_run(path: Path, probes: int = 8) -> Run:
     """Nine scales of depth; latency and accuracy grow with it; the base, d=0.2 and d=0.6 were timed, three probed."""
-    run = Run.create(path, {"device": "host", "confidence": 0.8})
+    training = {"probe_epochs": 4, "result_epochs": 16}
+    run = Run.create(path, {"device": "host", "confidence": 0.8, "probes": probes, "training": training})
     lattice = Lattice(tuple(round(0.1 * i, 1) for i in range(2, 11)), (1.0,), (1.0,))
     table = {
         scale_key(s): {"macs": 1, "params": 1, "memory": 1, "covered": True, "features": {"macs": s.depth}}
@@ -134,3 +135,51 @@ def test_a_measured_miss_is_not_chosen(tmp_path: Path) -> None:
     timed(run, 0.5, 58.0)
     assert Scale(0.5) not in worth_measuring(run, budgets, 9)
     assert solve_run(run, budgets, among={Scale(0.2), Scale(0.5)}).scale == Scale(0.2)
+
+
+def probed(run: Run, depth: float, accuracy: float) -> None:
+    scale = Scale(depth)
+    validation = {"accuracy": accuracy, "std": 0.005}
+    run.journal.append("probe", scale_key(scale), scale=scale.as_tuple(), validation=validation)
+
+
+def test_a_later_question_may_add_two_probes(tmp_path: Path) -> None:
+    run = grid_run(tmp_path / "run", probes=2)
+    assert probe_limit(run, "latency<=55%") == 4  # the run's two are there, and this question is new
+    set_budgets(run, ["30%"])
+    assert probe_limit(run) == 4
+    set_budgets(run, ["30%"])  # again: the same one
+    probed(run, 0.3, 0.62)
+    assert probe_limit(run) == 4
+    probed(run, 0.4, 0.7)
+    assert plan_probes(run, parse_budgets(["30%"])) == []
+    set_budgets(run, ["50%"])
+    assert probe_limit(run) == 6
+    following = plan_probes(run, parse_budgets(["50%"]))
+    assert len(following) <= 1 and not {s.depth for s in following} & {0.2, 0.3, 0.4, 0.6}
+
+
+def test_the_first_question_has_the_probes_asked_for(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", {"device": "host", "probes": 8})
+    assert probe_limit(run, "latency<=50%") == 8
+    set_budgets(run, ["50%"])
+    probed(run, 0.5, 0.7)
+    assert probe_limit(run) == 8
+
+
+def test_what_results_gained_is_expected_of_the_next(tmp_path: Path) -> None:
+    run, budgets = grid_run(tmp_path / "run"), parse_budgets(["55%"])
+    assert Problem(run, budgets).gain() is None
+    for depth, gained in ((0.2, 0.02), (0.6, 0.03)):
+        scale, accuracy = Scale(depth), float(Problem(run, budgets).accuracy.estimate([Scale(depth)])[0][0])
+        validation = {"accuracy": accuracy + gained, "std": 0.005}
+        run.journal.append("finetuned", scale_key(scale), scale=scale.as_tuple(), validation=validation)
+    gain = Problem(run, budgets).gain()
+    assert gain is not None and gain.count == 2
+    assert 0.02 < gain.mean < 0.03 and 0.01 < gain.std < 0.02
+    alone = Problem(run, budgets).gain(without=Scale(0.6))
+    assert alone is not None and alone.mean == pytest.approx(0.02) and alone.std > gain.std
+    lines = describe_solution(run, solve_run(run, budgets), budgets)
+    assert any(
+        "expected after the result's 16 epochs, by what they added to 2 earlier results" in line for line in lines
+    )
