@@ -140,7 +140,7 @@ def timed_line(ctx: Context, ledger: Ledger, name: str, candidates: Sequence[Any
     shares = [t / times[0] for t in times]
     for path in files.values():
         path.unlink()
-    ledger.add(key, labels=list(files), shares=shares)
+    ledger.add(key, labels=list(files), shares=shares, broken=len(candidates) - len(files))
     return shares
 
 
@@ -174,7 +174,10 @@ def rival(ctx: Context, ledger: Ledger, name: str, line: str, speedup: float, sc
     candidates = lines(ctx)[line]
     place = largest_within(timed_line(ctx, ledger, line, candidates), 1 / speedup)
     if place is None:
-        ledger.add(key, method=name, speedup=speedup, reached=False)
+        found = ledger.done[f"line {line}"]
+        label = f"not reached: {1 / min(found['shares']):.2f}x at the most"
+        label += f"; {found['broken']} of {len(candidates)} networks do not run" if found.get("broken") else ""
+        ledger.add(key, method=name, speedup=speedup, reached=False, label=label)
         return
     chosen = next(c for c in candidates if c.label == ledger.done[f"line {line}"]["labels"][place])
     model, size = chosen.build()
@@ -241,7 +244,7 @@ def rows(ctx: Context, setting: str, ledger: Ledger) -> Iterator[dict[str, Any]]
     base = ctx.run.journal.get("base", "score")
     assert base is not None
     tflite = ctx.run.path / "base" / "artifacts" / "model.tflite"
-    entry = {"key": "base", "method": "base", "speedup": 1.0, "label": "", "epochs": 0, **base}
+    entry = {**base, "key": "base", "method": "base", "speedup": 1.0, "label": "", "epochs": 0}
     entry["test_top1"] = test_top1(ctx, base, tflite, ctx.data.size)
     same = {"setting": setting, "seed": ctx.seed, "schedule": schedule_of(ctx)}
     for e in [entry, *reached]:
@@ -256,7 +259,7 @@ def rows(ctx: Context, setting: str, ledger: Ledger) -> Iterator[dict[str, Any]]
         yield row | {"wall_s": f"{e.get('wall_s', 0):.0f}"}
     for e in finals:
         if not e["reached"]:
-            named = {"method": e["method"], "target_speedup": e["speedup"], "label": "not reached"}
+            named = {"method": e["method"], "target_speedup": e["speedup"], "label": e["label"]}
             yield dict.fromkeys(COLUMNS, "") | same | named
 
 
