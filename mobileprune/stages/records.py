@@ -132,12 +132,15 @@ def latency_samples(run: Run) -> list[LatencySample]:
 
 
 def probe_limit(run: Run, question: str | None = None) -> int:
-    """How many probes the run may come to: those asked for, and a few more for each question asked after some.
+    """How many probes the run may come to: those asked for, and a few more for a question that is asked after some.
 
-    question: the key of one that is about to be asked; otherwise it is the newest.
+    question: the key of one that is about to be asked; otherwise it is the newest. One that was answered has enough.
     """
     entries, newest = run.journal.entries, run.journal.newest("question")
-    new = newest is None or question not in (None, newest["key"])
+    key = question or (newest["key"] if newest else "")
+    if run.journal.get("answer", key) is not None:
+        return int(run.asked["probes"])
+    new = newest is None or key != newest["key"]
     asked_at = len(entries) if new else max(i for i, e in enumerate(entries) if e["kind"] == "question")
     before = {e["key"] for e in entries[:asked_at] if e["kind"] == "probe"}
     return max(int(run.asked["probes"]), len(before) + _FURTHER_PROBES if before else 0)

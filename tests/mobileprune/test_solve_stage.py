@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mobileprune.budget import parse_budgets
+from mobileprune.budget import budgets_key, parse_budgets
 from mobileprune.run import Run, write_json
 from mobileprune.scale import BASE, Lattice, Scale
 from mobileprune.stages.records import Costs, base_latency_ms, latency_samples, probe_limit, scale_key
@@ -157,6 +157,8 @@ def test_a_later_question_may_add_two_probes(tmp_path: Path) -> None:
     assert probe_limit(run) == 6
     following = plan_probes(run, parse_budgets(["50%"]))
     assert len(following) <= 1 and not {s.depth for s in following} & {0.2, 0.3, 0.4, 0.6}
+    run.journal.append("answer", budgets_key(parse_budgets(["50%"])), scale=(0.4, 1.0, 1.0))
+    assert plan_probes(run, parse_budgets(["50%"])) == []  # an answer that stands needs no more
 
 
 def test_the_first_question_has_the_probes_asked_for(tmp_path: Path) -> None:
