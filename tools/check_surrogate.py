@@ -33,7 +33,7 @@ from mobileprune.search.probes import parent_of
 from mobileprune.search.solver import solve
 from mobileprune.stages.context import Context
 from mobileprune.stages.profile import export_for_timing, measure, shaped
-from mobileprune.stages.prune import cut, finished_probes
+from mobileprune.stages.prune import cut, finished_probes, start_of
 from mobileprune.stages.records import scale_key, scale_of
 from mobileprune.stages.solve import Problem
 from mobileprune.stages.train import scores, train
@@ -177,7 +177,7 @@ def check_neighbours(ctx: Context, problem: Problem, budget: Budget, count: int,
 
 def trained(ctx: Context, scale: Scale) -> dict[str, Any]:
     """The scores of a scale that is cut from its nearest probe and trained by the schedule of results."""
-    network = cut(ctx, scale, parent_of(scale, finished_probes(ctx)))
+    network = cut(ctx, scale, start_of(ctx, scale))
     view = ctx.view_at(network.size)
     name = f"neighbour {scale_key(scale)}"
     train(ctx, network.model, view, "result", name, distill=True, recipe=network.recipe)

@@ -1,4 +1,4 @@
-"""Prune: the chosen scale cut from the nearest probe's weights."""
+"""Prune: the chosen scale, taken from its own probe's weights or cut from the nearest probe's."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ def prune(ctx: Context) -> None:
     folder = ctx.folder("results", scale_key(scale))
     if ctx.run.journal.get("pruned", scale_key(scale)) is not None:
         return
-    parent = parent_of(scale, finished_probes(ctx))
-    ctx.display.stage("prune", f"{scale}, from {'the base' if parent == BASE else f'the probe at {parent}'}")
+    parent = start_of(ctx, scale)
+    where = "its own probe" if parent == scale else "the base" if parent == BASE else f"the probe at {parent}"
+    ctx.display.stage("prune", f"{scale}, from {where}")
     network = cut(ctx, scale, parent)
     store(network, folder, "pruned")
     removed = round((1 - scale.depth) * len(ctx.anatomy.blocks))
@@ -50,6 +51,12 @@ def prune(ctx: Context) -> None:
 def finished_probes(ctx: Context) -> list[Scale]:
     """The scales that have been probed, and the base."""
     return [BASE, *(scale_of(e) for e in ctx.run.journal.all("probe") if scale_of(e) != BASE)]
+
+
+def start_of(ctx: Context, scale: Scale) -> Scale:
+    """The probe whose weights a result at ``scale`` begins with: its own, else the nearest it can be cut from."""
+    probes = finished_probes(ctx)
+    return scale if scale in probes else parent_of(scale, probes)
 
 
 def cut(ctx: Context, scale: Scale, parent: Scale) -> Network:

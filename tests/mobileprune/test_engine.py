@@ -10,8 +10,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY
 from rich.console import Console
+from safetensors.torch import load_file
 
 from mobileprune import progress
 from mobileprune.engine import Job, LocalEngine, Parcel, make_engine
@@ -20,9 +22,11 @@ from mobileprune.progress import Pace, Quiet, Terminal
 from mobileprune.request import Request, complete, open_or_create, words_of
 from mobileprune.run import Journal, Run
 from mobileprune.scale import BASE, Scale
+from mobileprune.search.probes import parent_of
 from mobileprune.stages.context import Context
 from mobileprune.stages.probe import probe, probe_one
 from mobileprune.stages.profile import profile
+from mobileprune.stages.prune import cut, finished_probes, start_of
 from mobileprune.stages.records import read_costs
 from mobileprune.stages.remaining import images_left, probe_cost, training_under_way
 from mobileprune.stages.solve import set_budgets
@@ -93,6 +97,17 @@ def test_probes_do_not_depend_on_their_order(profiled: Path, probed: Path, tmp_p
     probe(Context(Run.open(tmp_path / "run"), Quiet(), Shuffling()))
     assert found_probes(tmp_path / "run") == found_probes(probed)
     assert list(found_probes(tmp_path / "run")) != list(found_probes(probed))
+
+
+def test_a_result_begins_with_the_weights_of_its_own_probe(probed: Path) -> None:
+    ctx = Context(Run.open(probed), Quiet())
+    entry = ctx.run.journal.all("probe")[-1]
+    scale = Scale(*entry["scale"])
+    assert start_of(ctx, scale) == scale
+    network, weights = cut(ctx, scale, scale), load_file(probed / "probes" / str(entry["key"]) / "weights.safetensors")
+    assert all(torch.equal(network.model.state_dict()[name], weights[name]) for name in weights)
+    other = next(s for s in ctx.anatomy.lattice() if s not in finished_probes(ctx))
+    assert start_of(ctx, other) == parent_of(other, finished_probes(ctx)) != other
 
 
 def test_a_failed_probe_leaves_the_finished_ones(
