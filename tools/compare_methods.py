@@ -9,8 +9,8 @@ as further epochs. The finals are exported to ONNX and TFLite in the setting's p
 one thread; choices are made on the validation split, the figure is top-1 on the test split, for int8 that of the
 TFLite file. Killed, the same command goes on; the rows of other settings and seeds stay in the table.
 
---images is for machines that are too slow for all of CIFAR-10: so many training images, drawn by the seed, and 5,000
-others to choose on; the test split stays whole.
+--images is for machines that are too slow for a whole set: so many training images, drawn by the seed, and others to
+choose on (5,000, of photographs half as many); the test split stays whole.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -77,7 +78,7 @@ COLUMNS = (
     "validation_top1", "test_top1", "predicted_validation_top1", "expected_validation_top1", "onnx_ms", "onnx_spread",
     "onnx_speedup", "tflite_ms", "tflite_spread", "tflite_speedup", "schedule", "wall_s",
 )  # fmt: skip
-_VALIDATION_IMAGES = 5_000  # of a smaller CIFAR-10
+_VALIDATION_IMAGES = 5_000  # of a smaller CIFAR-10; half as many photographs
 _EXTRA = "torch-pruning, round_to=8"  # the rival that also gets the probes' epochs
 
 
@@ -100,10 +101,18 @@ class Ledger:
 
 
 def fewer(source: Path, folder: Path, count: int, seed: int) -> Path:
-    """A copy of JPEG-coded arrays with ``count`` training images, and others as the validation split."""
-    path = folder / f"{source.stem}-{count}-seed{seed}.npz"
-    if path.exists():
-        return path
+    """A copy of a data set with ``count`` of its training images, and others of them as the validation split."""
+    path = folder / f"{source.stem}-{count}-seed{seed}{source.suffix}"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        (_fewer_members if source.suffix == ".tar" else _fewer_arrays)(source, part, count, seed)
+        part.rename(path)
+    return path
+
+
+def _fewer_arrays(source: Path, target: Path, count: int, seed: int) -> None:
+    """JPEG-coded arrays."""
     arrays = dict(np.load(source))
     order = np.random.default_rng(seed).permutation(len(arrays["train_y"]))
     images, labels, starts = (arrays.pop(f"train_{part}") for part in ("jpeg", "y", "off"))
@@ -111,10 +120,26 @@ def fewer(source: Path, folder: Path, count: int, seed: int) -> Path:
         coded = [images[starts[i] : starts[i + 1]] for i in chosen]
         ends = np.cumsum([0, *map(len, coded)])
         arrays |= {f"{split}_jpeg": np.concatenate(coded), f"{split}_off": ends, f"{split}_y": labels[chosen]}
-    folder.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".part").open("wb") as file:
+    with target.open("wb") as file:
         np.savez(file, **arrays)
-    return path.with_suffix(".part").rename(path)
+
+
+def _fewer_members(source: Path, target: Path, count: int, seed: int) -> None:
+    """A tar of class folders in train/ and val/; the latter becomes the test split."""
+    with tarfile.open(source) as archive, tarfile.open(target, "w") as made:
+        files = [member for member in archive.getmembers() if member.isfile()]
+        parts = [(Path(member.name).parts[-3], member) for member in files]
+        training = [member for split, member in parts if split == "train"]
+        order = np.random.default_rng(seed).permutation(len(training))
+        places = {training[i].name: "train" if n < count else "val" for n, i in enumerate(order)}
+        spare = {training[i].name for i in order[count + _VALIDATION_IMAGES // 2 :]}
+        for split, member in parts:
+            if member.name in spare:
+                continue
+            folder, name = Path(member.name).parts[-2:]
+            entry = tarfile.TarInfo(f"{places[member.name] if split == 'train' else 'test'}/{folder}/{name}")
+            entry.size = member.size
+            made.addfile(entry, archive.extractfile(member))
 
 
 def probe_epochs(ctx: Context) -> float:
@@ -298,7 +323,7 @@ def main() -> None:
     parser.add_argument("setting", choices=SETTINGS)
     parser.add_argument("--speedups", type=float, nargs="+", default=[2.0, 3.0, 5.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--images", type=int, default=0, help="training images of CIFAR-10; all unless given")
+    parser.add_argument("--images", type=int, default=0, help="training images; all unless given")
     parser.add_argument("--probes", type=int, default=8)
     parser.add_argument("--probe-images", type=int, default=0, help="of every probe; all unless given")
     parser.add_argument("--base-epochs", type=int, default=3)
