@@ -15,14 +15,15 @@ from mobileprune.pruning.cost import Cost, CostModel, Trace
 from mobileprune.pruning.couplings import ChannelGroup
 from mobileprune.pruning.filters import SMALLEST, Kept, WidthAxis, nearest, width_axis
 from mobileprune.pruning.groups import ProvenGroups, Steps, Subject, proven_groups
-from mobileprune.pruning.layers import Axis, Inputs, axis_sizes, first_sample, require_image
+from mobileprune.pruning.layers import Axis, Inputs, axis_sizes, first_sample, image_of, require_image
 from mobileprune.pruning.listed import find_listed_layers
 from mobileprune.pruning.plain import find_plain_layers
 from mobileprune.pruning.recipe import shapes_of
 from mobileprune.pruning.resolutions import Size, find_sizes
-from mobileprune.pruning.shadow import shadow_of
+from mobileprune.pruning.shadow import shadow_of, values_read
 from mobileprune.scale import BASE, DIMENSIONS, Lattice, Scale
 
+PATH = "control flow"  # what a note is about that concerns all dimensions
 _MOST_WIDTHS = 48  # of a lattice; a network can have hundreds of configurations that differ by one unit of one group
 
 
@@ -87,6 +88,11 @@ class Anatomy:
         _require_usable(example_input, channel_step, resolution_step)
         shadow, shapes, whole = shadow_of(model, first_sample(example_input))
         notes: list[str] = []
+        if not image_of(shapes).is_meta and (places := values_read(shadow, shapes)):
+            notes.append(
+                f"{PATH}: it reads values of tensors at {', '.join(places[:4])} and may decide by them: what is said "
+                "here holds for the path that the example takes, and an export may refuse such code"
+            )
         traces, near, rarely = find_sizes(shadow, shapes, whole, resolution_step, resolutions, notes)
         refuse_transformer(shadow, near, whole.layers)
         subject, steps = Subject(model, shadow, near, rarely), Steps(channel_step, least_channels)

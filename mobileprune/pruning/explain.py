@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mobileprune.pruning.anatomy import Anatomy
+from mobileprune.pruning.anatomy import PATH, Anatomy
 from mobileprune.pruning.couplings import ChannelGroup
 from mobileprune.pruning.layers import Axis
 from mobileprune.pruning.resolutions import Size
 from mobileprune.scale import BASE, DIMENSIONS, Scale
+
+_ABOUT = (PATH, *DIMENSIONS)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Explanation:
         height, width = self.input_size
         return [
             f"base: {self.macs / 1e6:,.2f} MMACs, {self.params:,} parameters at {height}x{width}",
+            *(f"{PATH}: {reason}" for reason in self.reasons.get(PATH, ())),
             *self._depth_lines(),
             *self._width_lines(),
             *self._resolution_lines(),
@@ -153,11 +156,9 @@ def _channel_rows(anatomy: Anatomy, made: Mapping[Axis, int]) -> tuple[ChannelRo
 
 
 def _by_dimension(notes: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Notes read "dimension: why"; the dimension becomes the key."""
-    return {
-        dimension: tuple(note.partition(": ")[2] for note in notes if note.startswith(dimension + ": "))
-        for dimension in DIMENSIONS
-    }
+    """Notes read "dimension: why"; the dimension becomes the key, and so does control flow where there is a note."""
+    found = {about: tuple(n.partition(": ")[2] for n in notes if n.startswith(about + ": ")) for about in _ABOUT}
+    return {about: reasons for about, reasons in found.items() if reasons or about != PATH}
 
 
 def _percent(part: int, whole: int) -> str:

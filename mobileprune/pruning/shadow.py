@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mobileprune.errors import UsageError
 from mobileprune.pruning.cost import Trace, trace
-from mobileprune.pruning.layers import Inputs, like, outline, tensors_in
+from mobileprune.pruning.layers import Inputs, like, outline, outputs, tensors_in
 
+_TORCH = str(Path(torch.__file__).parent)
 _PLAIN_CONVOLUTIONS = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
 _ACTIVATIONS = {nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.ELU, nn.Mish, nn.Hardtanh}
 
@@ -33,6 +38,32 @@ def shadow_of(model: nn.Module, example: Inputs) -> tuple[nn.Module, Inputs, Tra
     except Exception as error:
         shapes_given = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(example))
         raise UsageError(f"the model fails on an input {shapes_given}: {error}") from error
+
+
+def values_read(model: nn.Module, inputs: Inputs) -> list[str]:
+    """Where the network's own Python code reads values of tensors while it runs: "net.py:41". It may decide by them.
+
+    What is traced then holds for the path that these inputs take.
+    """
+    watch = _Watch()
+    with watch:
+        outputs(model, inputs)
+    return list(dict.fromkeys(watch.places))
+
+
+class _Watch(TorchDispatchMode):
+    """Notes the line of code that asks for a value: ``item()``, ``if tensor > 0``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            frames = reversed(traceback.extract_stack()[:-1])
+            users = (f for f in frames if not f.filename.startswith((_TORCH, __file__)))
+            self.places += [f"{Path(frame.filename).name}:{frame.lineno}" for frame in islice(users, 1)]
+        return func(*args, **(kwargs or {}))
 
 
 def _shadow(model: nn.Module) -> nn.Module:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
 import torch
 from nets import Mixed, OptionA, Tiny
-from torch import nn
+from torch import Tensor, nn
 
 from mobileprune.errors import MobilepruneError, UsageError
 from mobileprune.pruning.anatomy import Anatomy
@@ -55,6 +56,30 @@ def test_what_cannot_be_pruned_is_said_with_the_reason() -> None:
     assert "width: nothing can be cut" in lines and "resolution: only 32x32" in lines
     assert any(line.startswith("  stays: not at") for line in lines)
     assert lines[-1].startswith("smallest scale: d=1 w=1 r=1") and "100.0%" in lines[-1]
+
+
+class Deciding(nn.Module):
+    """A branch that its input chooses, and a scale that is read as a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        if x.mean() > 0:
+            x = x + self.branch(x)
+        return self.head(x.mean((2, 3)))
+
+
+def test_control_flow_that_depends_on_values_is_said_with_its_line() -> None:
+    explanation = explain(Anatomy.of(Deciding(), torch.rand(1, 3, 16, 16)))
+    (reason,) = explanation.reasons["control flow"]
+    line = inspect.getsourcelines(Deciding.forward)[1] + 2
+    assert reason.startswith(f"it reads values of tensors at test_explain.py:{line} and may decide by them")
+    assert any(text.startswith("control flow: it reads") for text in explanation.lines())
+    assert "control flow" not in explain(Anatomy.of(Tiny(2), X)).reasons
 
 
 def test_a_shared_weight_is_named() -> None:
