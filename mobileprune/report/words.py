@@ -16,12 +16,16 @@ def share(value: float) -> str:
 
 def frontier(evidence: Evidence) -> list[str]:
     """What the frontier is, and what more budget would buy."""
-    return [
-        f"The best accuracy that is predicted for each limit on {evidence.limit_name}, with its 80 % interval, at a "
-        f"confidence of {share(evidence.confidence)} that the limit is kept. "
+    text = [
+        f"The best accuracy that is predicted for each limit on {evidence.limit_name} after a probe's training, with "
+        f"its 80 % interval, at a confidence of {share(evidence.confidence)} that the limit is kept. "
         "Probes carry their accuracy after a short fine-tuning, base and result after a full one, "
         "with their standard errors.",
     ]
+    if evidence.gain is not None:
+        mean, std = (100 * value for value in evidence.gain)
+        text.append(f"The full training of this run's results added {mean:+.1f} ± {std:.1f} points to the prediction.")
+    return text
 
 
 def slices(evidence: Evidence) -> list[str]:

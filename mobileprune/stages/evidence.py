@@ -56,6 +56,7 @@ def evidence(ctx: Context) -> tuple[Evidence, list[str]]:
         halving=_halving(problem),
         prices=solution.prices,
         confidence=solution.confidence,
+        gain=(gain.mean, gain.std) if (gain := problem.gain()) else None,
     )
     return found, missing
 
