@@ -41,7 +41,7 @@ from mobileprune.stages.context import Context
 from mobileprune.stages.files import Images, Job
 from mobileprune.stages.prune import restore
 from mobileprune.stages.records import scale_key
-from mobileprune.stages.solve import Problem, chosen_scale, current_budgets
+from mobileprune.stages.solve import Gain, Problem, chosen_scale, current_budgets
 from mobileprune.stages.train import scores, train, training_data
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -230,8 +230,7 @@ def ours(ctx: Context, ledger: Ledger, speedup: float) -> None:
     network = restore(ctx, folder, "weights")
     entry = ctx.run.journal.get("finetuned", scale_key(scale))
     assert entry is not None
-    problem = Problem(ctx.run, current_budgets(ctx.run))
-    predicted, gain = problem.accuracy.estimate([scale]), problem.gain(without=scale)
+    predicted = Problem(ctx.run, current_budgets(ctx.run)).accuracy.estimate([scale])
     cost = count(network.model.eval(), ctx.example[:1, :, : network.size, : network.size])
     files = {name: str(folder / "artifacts" / f"model.{name}") for name in ("onnx", "tflite")}
     ledger.add(
@@ -246,7 +245,6 @@ def ours(ctx: Context, ledger: Ledger, speedup: float) -> None:
         params=cost.params,
         predicted=float(predicted[0][0]),
         predicted_std=float(predicted[1][0]),
-        expected=float(predicted[0][0]) + gain.mean if gain else None,
         validation=entry["validation"],
         test=entry["test"],
         test_top1=test_top1(ctx, entry, Path(files["tflite"]), network.size),
@@ -273,11 +271,15 @@ def rows(ctx: Context, setting: str, ledger: Ledger) -> Iterator[dict[str, Any]]
     entry = {**base, "key": "base", "method": "base", "speedup": 1.0, "label": "", "epochs": 0}
     entry["test_top1"] = test_top1(ctx, base, tflite, ctx.data.size)
     same = {"setting": setting, "seed": ctx.seed, "schedule": schedule_of(ctx)}
+    own: list[dict[str, Any]] = []  # mobileprune's results so far
     for e in [entry, *reached]:
         row = dict.fromkeys(COLUMNS, "") | same | {"method": e["method"], "target_speedup": e["speedup"]}
         row |= {name: e.get(name, "") for name in ("label", "epochs", "probe_epochs", "macs", "params")}
         row |= {"validation_top1": f"{e['validation']['accuracy']:.4f}", "test_top1": f"{e['test_top1']:.4f}"}
-        row |= {f"{word}_validation_top1": f"{e[word]:.4f}" for word in ("predicted", "expected") if e.get(word)}
+        if "predicted" in e:
+            row["predicted_validation_top1"] = f"{e['predicted']:.4f}"
+            row["expected_validation_top1"] = expected(own, e)
+            own.append(e)
         for name in ("onnx", "tflite"):
             now, before = measured[f"{e['key']}.{name}"], measured[f"base.{name}"]
             row |= {f"{name}_ms": f"{now.latency_ms:.4f}", f"{name}_spread": f"{now.spread:.4f}"}
@@ -287,6 +289,15 @@ def rows(ctx: Context, setting: str, ledger: Ledger) -> Iterator[dict[str, Any]]
         if not e["reached"]:
             named = {"method": e["method"], "target_speedup": e["speedup"], "label": e["label"]}
             yield dict.fromkeys(COLUMNS, "") | same | named
+
+
+def expected(earlier: Sequence[dict[str, Any]], entry: dict[str, Any]) -> str:
+    """A result's accuracy as its prediction and mobileprune's results before it let expect; "" for the first."""
+    if not earlier:
+        return ""
+    predicted, std = ([e[name] for e in earlier] for name in ("predicted", "predicted_std"))
+    gain = Gain.of(predicted, std, [e["validation"] for e in earlier])
+    return f"{gain.expected(entry['predicted'])[0]:.4f}"
 
 
 def schedule_of(ctx: Context) -> str:

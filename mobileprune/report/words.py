@@ -23,8 +23,8 @@ def frontier(evidence: Evidence) -> list[str]:
         "with their standard errors.",
     ]
     if evidence.gain is not None:
-        mean, std = (100 * value for value in evidence.gain)
-        text.append(f"The full training of this run's results added {mean:+.1f} ± {std:.1f} points to the prediction.")
+        left, error = (100 * value for value in evidence.gain)
+        text.append(f"The full training of this run's results left {left:.0f} ± {error:.0f} % of the errors predicted.")
     return text
 
 

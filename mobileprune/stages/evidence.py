@@ -56,7 +56,7 @@ def evidence(ctx: Context) -> tuple[Evidence, list[str]]:
         halving=_halving(problem),
         prices=solution.prices,
         confidence=solution.confidence,
-        gain=(gain.mean, gain.std) if (gain := problem.gain()) else None,
+        gain=(float(np.exp(gain.log_share)), gain.std) if (gain := problem.gain()) else None,
     )
     return found, missing
 

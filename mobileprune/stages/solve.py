@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mobileprune.budget import Budget, budgets_key, parse_budgets, shown
 from mobileprune.errors import MobilepruneError, UsageError
@@ -33,7 +34,9 @@ _INITIAL_PROBES = 6
 _PREDICTED_MARGIN = 0.1  # share of a latency budget that is left free where no device can be measured
 _WORTH_MEASURING = 0.2  # the probability of keeping the budgets from which a better scale is worth a few seconds
 _MEGA = 1e6
-_GAIN_SPREAD = 0.01  # of accuracy: what the rest of the training adds differs by about a point between scales
+_REACH = 1.2816  # standard deviations on each side of an 80 % interval
+_SHARE_SPREAD = 0.05  # of the share of the errors that training to the end leaves, between scales of one run
+_LEAST_ERROR = 0.002  # where all is right a share of the errors means nothing
 
 
 def set_budgets(run: Run, texts: Sequence[str]) -> None:
@@ -62,11 +65,30 @@ def chosen_scale(run: Run) -> Scale:
 
 @dataclass(frozen=True)
 class Gain:
-    """Mean and standard deviation (fractions) of what a further result gains over the prediction, from ``count``."""
+    """What training to the end does to the errors that the prediction leaves: it keeps a share of them.
 
-    mean: float
+    The share, not the points, is alike from scale to scale. log_share: its logarithm, and std the standard deviation of
+    that for a further result; learnt from ``count`` results.
+    """
+
+    log_share: float
     std: float
     count: int
+
+    @classmethod
+    def of(cls, predicted: ArrayLike, std: ArrayLike, scores: Sequence[Mapping[str, float]]) -> Gain:
+        """From what was predicted for some results, (n,) with its standard deviations, and their scores."""
+        before = np.maximum(1.0 - np.asarray(predicted), _LEAST_ERROR)
+        after = np.maximum(1.0 - np.array([s["accuracy"] for s in scores]), _LEAST_ERROR)
+        noise = np.hypot(np.asarray(std) / before, np.array([s["std"] for s in scores]) / after)
+        weights = 1.0 / (noise**2 + _SHARE_SPREAD**2)
+        mean = float(weights @ np.log(after / before) / weights.sum())
+        return cls(mean, float(np.sqrt(1.0 / weights.sum() + _SHARE_SPREAD**2)), len(scores))
+
+    def expected(self, accuracy: float) -> tuple[float, float]:
+        """Mean and standard deviation (fractions) of a result's accuracy where ``accuracy`` is predicted."""
+        errors = (1.0 - accuracy) * float(np.exp(self.log_share))
+        return 1.0 - errors, errors * self.std
 
 
 @dataclass(frozen=True)
@@ -118,11 +140,7 @@ class Problem:
         if not found:
             return None
         predicted, std = self.accuracy.estimate([scale_of(e) for e in found])
-        scores = [e["validation"] for e in found]
-        each = np.array([s["accuracy"] for s in scores]) - predicted
-        weights = 1.0 / (std**2 + np.array([s["std"] for s in scores]) ** 2 + _GAIN_SPREAD**2)
-        mean = float(weights @ each / weights.sum())
-        return Gain(mean, float(np.sqrt(1.0 / weights.sum() + _GAIN_SPREAD**2)), len(found))
+        return Gain.of(predicted, std, [e["validation"] for e in found])
 
     @cached_property
     def constraints(self) -> list[Constraint]:
@@ -317,10 +335,11 @@ def _accuracy_lines(problem: Problem, solution: Solution) -> list[str]:
     gain = problem.gain()
     if gain is None:
         return [first, f"           the result trains for {result}; what that adds is known from the first one on"]
-    error = 1.28 * float(np.hypot((a.high - a.low) / 2.56, gain.std))
-    expected = f"{100 * (a.mean + gain.mean):.1f} ± {100 * error:.1f} %"
+    mean, std = gain.expected(a.mean)
+    error = float(np.hypot((a.high - a.low) / 2, _REACH * std))
     known = counted(gain.count, "earlier result")
-    return [first, f"           {expected} expected after the result's {result}, by what they added to {known}"]
+    expected = f"{100 * mean:.1f} ± {100 * error:.1f} % expected after the result's {result}"
+    return [first, f"           {expected}, by what they added to {known}"]
 
 
 def _rivals(errors: Sequence[tuple[str, str]]) -> list[str]:

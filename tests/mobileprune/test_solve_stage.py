@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mobileprune.budget import budgets_key, parse_budgets
@@ -172,15 +173,16 @@ def test_the_first_question_has_the_probes_asked_for(tmp_path: Path) -> None:
 def test_what_results_gained_is_expected_of_the_next(tmp_path: Path) -> None:
     run, budgets = grid_run(tmp_path / "run"), parse_budgets(["55%"])
     assert Problem(run, budgets).gain() is None
-    for depth, gained in ((0.2, 0.02), (0.6, 0.03)):
+    for depth, left in ((0.2, 0.8), (0.6, 0.9)):
         scale, accuracy = Scale(depth), float(Problem(run, budgets).accuracy.estimate([Scale(depth)])[0][0])
-        validation = {"accuracy": accuracy + gained, "std": 0.005}
+        validation = {"accuracy": 1 - left * (1 - accuracy), "std": 0.005}
         run.journal.append("finetuned", scale_key(scale), scale=scale.as_tuple(), validation=validation)
     gain = Problem(run, budgets).gain()
     assert gain is not None and gain.count == 2
-    assert 0.02 < gain.mean < 0.03 and 0.01 < gain.std < 0.02
+    assert np.log(0.8) < gain.log_share < np.log(0.9) and 0.05 < gain.std < 0.08
     alone = Problem(run, budgets).gain(without=Scale(0.6))
-    assert alone is not None and alone.mean == pytest.approx(0.02) and alone.std > gain.std
+    assert alone is not None and alone.log_share == pytest.approx(np.log(0.8)) and alone.std > gain.std
+    assert alone.expected(0.7) == pytest.approx((1 - 0.8 * 0.3, 0.8 * 0.3 * alone.std))
     lines = describe_solution(run, solve_run(run, budgets), budgets)
     assert any(
         "expected after the result's 16 epochs, by what they added to 2 earlier results" in line for line in lines
