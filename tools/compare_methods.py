@@ -4,8 +4,8 @@
 
 Every method starts from the same fine-tuned base and gets the same epochs of the same recipe for its final network.
 Where mobileprune has probes, a rival has a line of networks (tools/rivals.py): all of them are measured beside the base
-in interleaved rounds and the largest that keeps the latency is taken. One rival is also given mobileprune's probe cost
-as further epochs. The finals are exported to ONNX and TFLite in the setting's precision and measured in one session,
+in interleaved rounds and the largest that keeps the latency is taken. Those of --extra are also given mobileprune's probe
+cost as further epochs. The finals are exported to ONNX and TFLite in the setting's precision and measured in one session,
 one thread; choices are made on the validation split, the figure is top-1 on the test split, for int8 that of the
 TFLite file. Killed, the same command goes on; the rows of other settings and seeds stay in the table.
 
@@ -79,7 +79,8 @@ COLUMNS = (
     "onnx_speedup", "tflite_ms", "tflite_spread", "tflite_speedup", "schedule", "wall_s",
 )  # fmt: skip
 _VALIDATION_IMAGES = 5_000  # of a smaller CIFAR-10; half as many photographs
-_EXTRA = "torch-pruning, round_to=8"  # the rival that also gets the probes' epochs
+
+_EXTRA_HELP = "RIVAL@SPEEDUP that is also trained for as many more epochs as the probes took"
 
 
 class Ledger:
@@ -326,7 +327,8 @@ def compare(setting: str, seed: int, arguments: argparse.Namespace) -> list[dict
     for speedup in arguments.speedups:
         for line in lines(ctx):
             rival(ctx, ledger, line, line, speedup, 1.0)
-        rival(ctx, ledger, f"{_EXTRA}, with the probes' epochs too", _EXTRA, speedup, more)
+    for line, _, speedup in (text.rpartition("@") for text in arguments.extra):
+        rival(ctx, ledger, f"{line}, with the probes' epochs too", line, float(speedup), more)
     return list(rows(ctx, setting, ledger))
 
 
@@ -341,6 +343,7 @@ def main() -> None:
     parser.add_argument("--base-epochs", type=int, default=3)
     parser.add_argument("--probe-epochs", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--extra", nargs="*", default=["torch-pruning, round_to=8@2"], help=_EXTRA_HELP)
     parser.add_argument("--runs", type=Path, default=Path("runs/comparison"))
     parser.add_argument("--csv", type=Path, required=True)
     arguments = parser.parse_args()
