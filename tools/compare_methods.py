@@ -6,8 +6,8 @@ Every method starts from the same fine-tuned base and gets the same epochs of th
 Where mobileprune has probes, a rival has a line of networks (tools/rivals.py): all of them are measured beside the base
 in interleaved rounds and the largest that keeps the latency is taken. Those of --extra are also given mobileprune's
 probe cost as further epochs. The finals are exported to ONNX and TFLite in the setting's precision and measured in one
-session, one thread; choices are made on the validation split, the figure is top-1 on the test split, for int8 that of the
-TFLite file. Killed, the same command goes on; the rows of other settings and seeds stay in the table.
+session, one thread; choices are made on the validation split, the figure is top-1 on the test split, for int8 that of
+the TFLite file. Killed, the same command goes on; the rows of other settings and seeds stay in the table.
 
 --images is for machines that are too slow for a whole set: so many training images, drawn by the seed, and others to
 choose on (5,000, of photographs half as many); the test split stays whole.
