@@ -42,7 +42,7 @@ from mobileprune.stages.files import Images, Job
 from mobileprune.stages.prune import restore
 from mobileprune.stages.records import scale_key
 from mobileprune.stages.solve import Gain, Problem, chosen_scale, current_budgets
-from mobileprune.stages.train import scores, train, training_data
+from mobileprune.stages.train import forget, scores, train, training_data
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -219,6 +219,7 @@ def rival(ctx: Context, ledger: Ledger, name: str, line: str, speedup: float, sc
     files = written(ctx, model, size, stem, found["validation"]["accuracy"])
     entry |= {"test_top1": test_top1(ctx, found, Path(files["tflite"]), size), **found, "files": files}
     ledger.add(key, method=name, speedup=speedup, reached=True, wall_s=time.monotonic() - began, **entry)
+    forget(ctx, stem.name)
 
 
 def ours(ctx: Context, ledger: Ledger, speedup: float) -> None:
