@@ -139,7 +139,7 @@ def probe_limit(run: Run, question: str | None = None) -> int:
     entries, newest = run.journal.entries, run.journal.newest("question")
     key = question or (newest["key"] if newest else "")
     if run.journal.get("answer", key) is not None:
-        return int(run.asked["probes"])
+        return max(int(run.asked["probes"]), len(run.journal.all("probe")))
     new = newest is None or key != newest["key"]
     asked_at = len(entries) if new else max(i for i, e in enumerate(entries) if e["kind"] == "question")
     before = {e["key"] for e in entries[:asked_at] if e["kind"] == "probe"}

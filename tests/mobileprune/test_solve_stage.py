@@ -159,7 +159,7 @@ def test_a_later_question_may_add_two_probes(tmp_path: Path) -> None:
     following = plan_probes(run, parse_budgets(["50%"]))
     assert len(following) <= 1 and not {s.depth for s in following} & {0.2, 0.3, 0.4, 0.6}
     run.journal.append("answer", budgets_key(parse_budgets(["50%"])), scale=(0.4, 1.0, 1.0))
-    assert plan_probes(run, parse_budgets(["50%"])) == []  # an answer that stands needs no more
+    assert plan_probes(run, parse_budgets(["50%"])) == [] and probe_limit(run) == 4  # an answer needs no more
 
 
 def test_the_first_question_has_the_probes_asked_for(tmp_path: Path) -> None:
