@@ -121,7 +121,7 @@ def _simplified(model: ModelProto) -> ModelProto:
 
 
 def _torchscript(module: nn.Module, spec: InputSpec, opset: int) -> ModelProto | None:
-    """The TorchScript exporter, shape arithmetic folded; None where it cannot take the module."""
+    """The TorchScript exporter, folded; None where it cannot take the module."""
     import onnx
     import onnxsim
     import torch
@@ -133,7 +133,8 @@ def _torchscript(module: nn.Module, spec: InputSpec, opset: int) -> ModelProto |
             torch.onnx.export(module, example, file, dynamo=False, opset_version=opset, verbose=False, **_NAMES)
     except Exception:  # deprecated and frozen
         return None
-    model, _ = onnxsim.simplify(onnx.load_from_string(file.getvalue()), perform_optimization=False)
+    # Folded as the final file is: ONNX Runtime leaves a padding of its own in front of every convolution.
+    model, _ = onnxsim.simplify(onnx.load_from_string(file.getvalue()))
     folded: ModelProto = model
     return folded
 
