@@ -1,0 +1,80 @@
+"""What the comparison's table comes to, and the smaller data sets that it can be made on."""
+
+from __future__ import annotations
+
+import sys
+import tarfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+import compare_methods
+from summarise_methods import markdown, summary, verdicts
+
+
+def row(method: str, seed: int, speedup: float, top1: float | None, measured: float = 0.0) -> dict[str, Any]:
+    found = dict.fromkeys(compare_methods.COLUMNS, "") | {"setting": "net", "seed": str(seed), "method": method}
+    found |= {"target_speedup": str(speedup), "test_top1": "" if top1 is None else str(top1)}
+    found |= {"onnx_speedup": str(measured), "tflite_speedup": str(measured)}
+    return found | {"validation_top1": str(top1), "predicted_validation_top1": "0.8", "expected_validation_top1": ""}
+
+
+TABLE = [
+    row("base", 0, 1.0, 0.9, 1.0), row("base", 1, 1.0, 0.92, 1.0),
+    row("mobileprune", 0, 2.0, 0.84, 2.1), row("mobileprune", 1, 2.0, 0.86, 2.04),
+    row("resolution only", 0, 2.0, 0.84, 2.3), row("resolution only", 1, 2.0, 0.85, 2.1),
+    row("torch-pruning", 0, 2.0, 0.83, 2.0), row("torch-pruning", 1, 2.0, None),
+]  # fmt: skip
+
+
+def test_means_are_over_seeds_and_a_method_that_one_seed_lacks_is_left_out() -> None:
+    found = {r["method"]: r for r in summary(TABLE)}
+    assert found["mobileprune"]["test_top1"] == 85.0 and found["mobileprune"]["onnx_speedup"] == 2.07
+    assert found["resolution only"]["ours_ahead_by"] == 0.5
+    assert "torch-pruning" not in found
+    text = "\n".join(markdown(TABLE, list(found.values()), "net"))
+    assert "net: base 91.0 %; 2 seeds" in text
+    assert "| mobileprune | 85.0 ± 1.0 (2.07x) |" in text and "| torch-pruning | not reached |" in text
+
+
+def test_every_target_gets_its_verdict() -> None:
+    said = list(verdicts(TABLE, list(summary(TABLE))))
+    assert said[0] == "net 2x: Torch-Pruning does not reach it"
+    assert said[1] == "net 2x: +0.5 points against the best single dimension, wanted +0.3: met"
+    assert said[-1] == "net 2x: at least 2.040x measured; predicted accuracy off by 5.0 points"
+
+
+def test_a_smaller_set_of_arrays_keeps_each_image_with_its_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare_methods, "_VALIDATION_IMAGES", 3)
+    coded = [bytes([number] * (1 + number % 4)) for number in range(20)]  # image n is made of the byte n
+    arrays = {"train_jpeg": np.frombuffer(b"".join(coded), np.uint8), "train_y": np.arange(20)}
+    arrays["train_off"] = np.cumsum([0, *map(len, coded)])
+    np.savez(tmp_path / "all.npz", **arrays, test_y=np.arange(4))
+    made = dict(np.load(compare_methods.fewer(tmp_path / "all.npz", tmp_path / "few", 5, seed=1)))
+    assert len(made["train_y"]) == 5 and len(made["val_y"]) == 3 and not {*made["train_y"]} & {*made["val_y"]}
+    for split in ("train", "val"):
+        for number, label in enumerate(made[f"{split}_y"]):
+            start, end = made[f"{split}_off"][number : number + 2]
+            assert made[f"{split}_jpeg"][start:end].tobytes() == coded[label]
+    assert made["test_y"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_smaller_tar_has_its_test_split_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare_methods, "_VALIDATION_IMAGES", 6)
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        for split, count in (("train", 9), ("val", 4)):
+            for number in range(count):
+                entry = tarfile.TarInfo(f"set/{split}/class{number % 2}/{number}.jpeg")
+                entry.size = 1
+                archive.addfile(entry, BytesIO(bytes([number])))
+    made = compare_methods.fewer(tmp_path / "all.tar", tmp_path / "few", 4, seed=0)
+    with tarfile.open(made) as archive:
+        names = archive.getnames()
+    counts = {split: sum(name.startswith(split) for name in names) for split in ("train", "val", "test")}
+    assert counts == {"train": 4, "val": 3, "test": 4} and len(set(names)) == 11
