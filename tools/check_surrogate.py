@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ from mobileprune.budget import Budget, budgets_key, parse_budgets
 from mobileprune.commands.common import context_of
 from mobileprune.run import Run
 from mobileprune.scale import BASE, Scale
-from mobileprune.search.accuracy import AccuracySurrogate, fit_accuracy
 from mobileprune.search.probes import parent_of
+from mobileprune.search.recovery import Recovery, fit_recovery
 from mobileprune.search.solver import solve
+from mobileprune.stages.accuracies import Sample, accuracy_samples, probe_epochs, start_of
 from mobileprune.stages.context import Context
 from mobileprune.stages.profile import export_for_timing, measure, shaped
-from mobileprune.stages.prune import cut, finished_probes, start_of
+from mobileprune.stages.prune import cut, finished_probes
 from mobileprune.stages.records import scale_key, scale_of
 from mobileprune.stages.solve import Problem
 from mobileprune.stages.train import scores, train
@@ -80,71 +81,92 @@ def latency_shares(ctx: Context, scales: Sequence[Scale]) -> dict[Scale, tuple[f
 
 
 def check_held_out(ctx: Context, problem: Problem, count: int, table: Table) -> None:
-    """Train and measure scales that the surrogates have not seen."""
-    scales = held_out_scales(ctx, problem, count)
-    waiting = [s for s in scales if {"run": ctx.run.path.name, **row_of(s)} not in table]
-    if not waiting:
-        return
-    shares = latency_shares(ctx, waiting)
-    low, high = problem.accuracy.interval(scales, _LEVEL)
-    mean = problem.accuracy.predict(scales)[0]
-    timed, timed_std = problem.latency.predict(scales, [problem.costs.features(s) for s in scales])
-    timed, timed_std = timed / problem.base_ms, timed_std / problem.base_ms
-    for i, scale in enumerate(scales):
-        if scale not in waiting:
-            continue
-        parent = parent_of(scale, finished_probes(ctx))
-        network = cut(ctx, scale, parent)
-        view = ctx.view_at(network.size)
-        name = f"held out {scale_key(scale)}"
-        train(ctx, network.model, view, "probe", name, distill=True, recipe=network.recipe)
-        found = scores(ctx, network.model, view, test=False)["validation"]
-        share, share_std = shares[scale]
-        reach = _Z * math.hypot(timed_std[i], share_std)
-        row: dict[str, Any] = {"run": ctx.run.path.name, **row_of(scale), "parent": scale_key(parent)}
-        row |= {"accuracy": f"{found['accuracy']:.4f}", "accuracy_std": f"{found['std']:.4f}"}
-        row |= {"predicted": f"{mean[i]:.4f}", "low": f"{low[i]:.4f}", "high": f"{high[i]:.4f}"}
-        row |= {"accuracy_held": bool(low[i] <= found["accuracy"] <= high[i])}
-        row |= {"latency": f"{share:.4f}", "latency_std": f"{share_std:.4f}", "latency_predicted": f"{timed[i]:.4f}"}
-        row |= {"latency_low": f"{timed[i] - reach:.4f}", "latency_high": f"{timed[i] + reach:.4f}"}
-        row |= {"latency_held": bool(abs(timed[i] - share) <= reach)}
-        table.add(row)
-        print(f"{scale}: {100 * mean[i]:.1f} % predicted, {100 * found['accuracy']:.1f} % found", flush=True)
+    """Train and measure scales that the surrogates have not seen; what was found before is compared anew."""
+    by_key = {scale_key(scale): scale for scale in problem.costs.candidates}
+    known = {by_key[key_of(row)]: row for row in table.rows if row["run"] == ctx.run.path.name}
+    scales = list(dict.fromkeys([*known, *held_out_scales(ctx, problem, max(count - len(known), 0))]))
+    waiting = [s for s in scales if s not in known]
+    shares = latency_shares(ctx, waiting) if waiting else {}
+    for scale in scales:
+        found = known.get(scale) or trained_as_probe(ctx, scale, shares[scale])
+        table.add({**found, **foretold(problem, by_key.get(found["parent"], BASE), scale, found)})
+        row = table.rows[-1]
+        print(f"{scale}: {float(row['predicted']):.3f} predicted, {float(row['accuracy']):.3f} found", flush=True)
 
 
-def probes_of(ctx: Context, held_out: Table) -> list[tuple[Scale, float, float]]:
-    """Scale, accuracy and its error of every network trained as probes are: the plan's in their order, then others."""
-    found = [(scale_of(e), e["validation"]["accuracy"], e["validation"]["std"]) for e in ctx.run.journal.all("probe")]
+def key_of(row: Mapping[str, Any]) -> str:
+    return "d{depth}-w{width}-r{resolution}".format(**row)
+
+
+def trained_as_probe(ctx: Context, scale: Scale, share: tuple[float, float]) -> dict[str, Any]:
+    """What was found at a scale: its accuracy as a probe, and its latency as a share of the base's, with errors."""
+    parent = parent_of(scale, finished_probes(ctx))
+    network = cut(ctx, scale, parent)
+    view = ctx.view_at(network.size)
+    name = f"held out {scale_key(scale)}"
+    train(ctx, network.model, view, "probe", name, distill=True, recipe=network.recipe)
+    found = scores(ctx, network.model, view, test=False)["validation"]
+    row = {"run": ctx.run.path.name, **row_of(scale), "parent": scale_key(parent)}
+    row |= {"accuracy": f"{found['accuracy']:.4f}", "accuracy_std": f"{found['std']:.4f}"}
+    return row | {"latency": f"{share[0]:.4f}", "latency_std": f"{share[1]:.4f}"}
+
+
+def foretold(problem: Problem, parent: Scale, scale: Scale, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What the surrogates say of a scale, for as much training as it has had, and whether their intervals hold it."""
+    mean, std = (float(value[0]) for value in problem.accuracy.predict([scale]))
+    mean, std = problem.recovery.after(mean, std, probe_epochs(problem.run, parent))
+    reach = _Z * math.hypot(std, problem.accuracy.noise)
+    row: dict[str, Any] = {"predicted": f"{mean:.4f}", "low": f"{mean - reach:.4f}", "high": f"{mean + reach:.4f}"}
+    row["accuracy_held"] = bool(abs(mean - float(found["accuracy"])) <= reach)
+    timed, error = problem.latency.predict([scale], [problem.costs.features(scale)])
+    share = float(timed[0]) / problem.base_ms
+    reach = _Z * math.hypot(float(error[0]) / problem.base_ms, float(found["latency_std"]))
+    row |= {"latency_predicted": f"{share:.4f}", "latency_low": f"{share - reach:.4f}"}
+    row |= {"latency_high": f"{share + reach:.4f}"}
+    return row | {"latency_held": bool(abs(share - float(found["latency"])) <= reach)}
+
+
+def probes_of(ctx: Context, held_out: Table) -> list[Sample]:
+    """Every network that was trained as probes are: those of the plan in their order, then those held out."""
+    samples = {s.scale: s for s in reversed(accuracy_samples(ctx.run))}  # of a scale twice there the probe
+    found = [samples[scale_of(e)] for e in ctx.run.journal.all("probe")]
+    by_key = {scale_key(scale): scale for scale in finished_probes(ctx)}
     for row in held_out.rows:
         if row["run"] == ctx.run.path.name:
+            epochs = probe_epochs(ctx.run, by_key[row["parent"]])
             scale = Scale(*(float(row[name]) for name in _SCALE))
-            found.append((scale, float(row["accuracy"]), float(row["accuracy_std"])))
+            found.append(Sample(scale, float(row["accuracy"]), float(row["accuracy_std"]), epochs))
     return found
 
 
-def fitted(ctx: Context, probes: Sequence[tuple[Scale, float, float]]) -> AccuracySurrogate:
-    base = ctx.run.journal.get("base", "score")
-    assert base is not None
-    samples = [(BASE, base["validation"]["accuracy"], base["validation"]["std"]), *probes]
-    scales, accuracies, stds = zip(*samples, strict=True)
-    return fit_accuracy(scales, accuracies, stds)
+def fitted(ctx: Context, probes: Sequence[Sample]) -> Recovery:
+    base = next(s for s in accuracy_samples(ctx.run) if s.scale == BASE)
+    samples = [base, *probes]
+    return fit_recovery(
+        [s.scale for s in samples],
+        [s.accuracy for s in samples],
+        [s.std for s in samples],
+        [s.epochs for s in samples],
+    )
 
 
-def choices(ctx: Context, problem: Problem, probes: Sequence[tuple[Scale, float, float]]) -> Iterator[dict[str, Any]]:
+def choices(ctx: Context, problem: Problem, probes: Sequence[Sample]) -> Iterator[dict[str, Any]]:
     """What each number of probes would have chosen, and what the surrogate of all of them says of it."""
     field = [s for s in problem.costs.candidates if not problem.missed(s)]
 
-    def choice(by: AccuracySurrogate) -> Scale:
+    def choice(by: Recovery) -> Scale:
         confidence = float(ctx.asked["confidence"])
-        return solve(by, problem.constraints, field, confidence=confidence, frontier=0, continuous=False).scale
+        chosen = solve(by.surrogate, problem.constraints, field, confidence=confidence, frontier=0, continuous=False)
+        return chosen.scale
 
     everything = fitted(ctx, probes)
-    best = everything.predict([choice(everything)])[0][0]
+    best = everything.surrogate.predict([choice(everything)])[0][0]
     for count in range(_FEWEST, len(probes) + 1):
         some = fitted(ctx, probes[:count])
         scale = choice(some)
-        (mean,), (std,) = everything.predict([scale])
-        row = {"probes": count, **row_of(scale), "predicted": f"{some.predict([scale])[0][0]:.4f}"}
+        (mean,), (std,) = everything.surrogate.predict([scale])
+        predicted = some.after(float(some.surrogate.predict([scale])[0][0]), 0.0, everything.epochs)[0]
+        row = {"probes": count, **row_of(scale), "predicted": f"{predicted:.4f}"}
         yield row | {"by_all": f"{mean:.4f}", "by_all_std": f"{std:.4f}", "lacks": f"{best - mean:.4f}"}
 
 
@@ -177,7 +199,7 @@ def check_neighbours(ctx: Context, problem: Problem, budget: Budget, count: int,
 
 def trained(ctx: Context, scale: Scale) -> dict[str, Any]:
     """The scores of a scale that is cut from its nearest probe and trained by the schedule of results."""
-    network = cut(ctx, scale, start_of(ctx, scale))
+    network = cut(ctx, scale, start_of(ctx.run, scale))
     view = ctx.view_at(network.size)
     name = f"neighbour {scale_key(scale)}"
     train(ctx, network.model, view, "result", name, distill=True, recipe=network.recipe)

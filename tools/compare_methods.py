@@ -37,11 +37,12 @@ from mobileprune.commands.common import context_of
 from mobileprune.pruning.cost import count
 from mobileprune.request import Request, open_or_create
 from mobileprune.run import Run, locked
+from mobileprune.scale import Scale
 from mobileprune.stages.context import Context
 from mobileprune.stages.files import Images, Job
 from mobileprune.stages.prune import restore
 from mobileprune.stages.records import scale_key
-from mobileprune.stages.solve import Gain, Problem, chosen_scale, current_budgets
+from mobileprune.stages.solve import Problem, chosen_scale, current_budgets
 from mobileprune.stages.train import forget, scores, train, training_data
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -232,7 +233,6 @@ def ours(ctx: Context, ledger: Ledger, speedup: float) -> None:
     network = restore(ctx, folder, "weights")
     entry = ctx.run.journal.get("finetuned", scale_key(scale))
     assert entry is not None
-    predicted = Problem(ctx.run, current_budgets(ctx.run)).accuracy.estimate([scale])
     cost = count(network.model.eval(), ctx.example[:1, :, : network.size, : network.size])
     files = {name: str(folder / "artifacts" / f"model.{name}") for name in ("onnx", "tflite")}
     ledger.add(
@@ -241,12 +241,11 @@ def ours(ctx: Context, ledger: Ledger, speedup: float) -> None:
         speedup=speedup,
         reached=True,
         label=str(scale),
+        scale=scale.as_tuple(),
         epochs=ctx.schedule("result").epochs,
         probe_epochs=round(probe_epochs(ctx), 2),
         macs=cost.macs,
         params=cost.params,
-        predicted=float(predicted[0][0]),
-        predicted_std=float(predicted[1][0]),
         validation=entry["validation"],
         test=entry["test"],
         test_top1=test_top1(ctx, entry, Path(files["tflite"]), network.size),
@@ -273,15 +272,12 @@ def rows(ctx: Context, setting: str, ledger: Ledger) -> Iterator[dict[str, Any]]
     entry = {**base, "key": "base", "method": "base", "speedup": 1.0, "label": "", "epochs": 0}
     entry["test_top1"] = test_top1(ctx, base, tflite, ctx.data.size)
     same = {"setting": setting, "seed": ctx.seed, "schedule": schedule_of(ctx)}
-    own: list[dict[str, Any]] = []  # mobileprune's results so far
     for e in [entry, *reached]:
         row = dict.fromkeys(COLUMNS, "") | same | {"method": e["method"], "target_speedup": e["speedup"]}
         row |= {name: e.get(name, "") for name in ("label", "epochs", "probe_epochs", "macs", "params")}
         row |= {"validation_top1": f"{e['validation']['accuracy']:.4f}", "test_top1": f"{e['test_top1']:.4f}"}
-        if "predicted" in e:
-            row["predicted_validation_top1"] = f"{e['predicted']:.4f}"
-            row["expected_validation_top1"] = expected(own, e)
-            own.append(e)
+        if e["method"] == "mobileprune":
+            row |= foretold(ctx, Scale(*e["scale"]))
         for name in ("onnx", "tflite"):
             now, before = measured[f"{e['key']}.{name}"], measured[f"base.{name}"]
             row |= {f"{name}_ms": f"{now.latency_ms:.4f}", f"{name}_spread": f"{now.spread:.4f}"}
@@ -293,13 +289,15 @@ def rows(ctx: Context, setting: str, ledger: Ledger) -> Iterator[dict[str, Any]]
             yield dict.fromkeys(COLUMNS, "") | same | named
 
 
-def expected(earlier: Sequence[dict[str, Any]], entry: dict[str, Any]) -> str:
-    """A result's accuracy as its prediction and mobileprune's results before it let expect; "" for the first."""
-    if not earlier:
-        return ""
-    predicted, std = ([e[name] for e in earlier] for name in ("predicted", "predicted_std"))
-    gain = Gain.of(predicted, std, [e["validation"] for e in earlier])
-    return f"{gain.expected(entry['predicted'])[0]:.4f}"
+def foretold(ctx: Context, scale: Scale) -> dict[str, str]:
+    """What the journal, as it was before a result of mobileprune was trained, said of its accuracy."""
+    run = Run.open(ctx.run.path)
+    entries = run.journal.entries
+    trained = next(i for i, e in enumerate(entries) if (e["kind"], e["key"]) == ("finetuned", scale_key(scale)))
+    del entries[trained:]
+    problem = Problem(run, current_budgets(run))
+    found = {"predicted": problem.accuracy.estimate([scale])[0][0], "expected": problem.expected(scale)[0]}
+    return {f"{word}_validation_top1": f"{value:.4f}" for word, value in found.items()}
 
 
 def schedule_of(ctx: Context) -> str:

@@ -109,4 +109,4 @@ class Evidence:
     halving: Sequence[tuple[str, float, float]]  # axis, its value, share of the latency left where it halves the MACs
     prices: Sequence[str]
     confidence: float
-    gain: tuple[float, float] | None = None  # share of the predicted errors that full training left, and its error
+    expected: tuple[float, float] = (0.0, 0.0)  # accuracy of the result before it was trained, and its error

@@ -22,9 +22,10 @@ def frontier(evidence: Evidence) -> list[str]:
         "Probes carry their accuracy after a short fine-tuning, base and result after a full one, "
         "with their standard errors.",
     ]
-    if evidence.gain is not None:
-        left, error = (100 * value for value in evidence.gain)
-        text.append(f"The full training of this run's results left {left:.0f} ± {error:.0f} % of the errors predicted.")
+    if evidence.result.accuracy is not None and evidence.expected[1]:
+        mean, std = (100 * value for value in evidence.expected)
+        found = 100 * evidence.result.accuracy
+        text.append(f"Of the result {mean:.1f} ± {std:.1f} % were expected from the others; {found:.1f} % were found.")
     return text
 
 

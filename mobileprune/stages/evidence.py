@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ def evidence(ctx: Context) -> tuple[Evidence, list[str]]:
         halving=_halving(problem),
         prices=solution.prices,
         confidence=solution.confidence,
-        gain=(float(np.exp(gain.log_share)), gain.std) if (gain := problem.gain()) else None,
+        expected=replace(problem, without=scale).expected(scale),
     )
     return found, missing
 

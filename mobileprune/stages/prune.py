@@ -12,8 +12,8 @@ from mobileprune.pruning.prune import prune as prune_model
 from mobileprune.pruning.recipe import Recipe, rebuild
 from mobileprune.run import write_text
 from mobileprune.scale import BASE, Scale
-from mobileprune.search.probes import parent_of
 from mobileprune.stages import weights
+from mobileprune.stages.accuracies import start_of
 from mobileprune.stages.context import Context
 from mobileprune.stages.records import read_costs, scale_key, scale_of
 from mobileprune.stages.solve import chosen_scale
@@ -36,7 +36,7 @@ def prune(ctx: Context) -> None:
     folder = ctx.folder("results", scale_key(scale))
     if ctx.run.journal.get("pruned", scale_key(scale)) is not None:
         return
-    parent = start_of(ctx, scale)
+    parent = start_of(ctx.run, scale)
     where = "its own probe" if parent == scale else "the base" if parent == BASE else f"the probe at {parent}"
     ctx.display.stage("prune", f"{scale}, from {where}")
     network = cut(ctx, scale, parent)
@@ -51,12 +51,6 @@ def prune(ctx: Context) -> None:
 def finished_probes(ctx: Context) -> list[Scale]:
     """The scales that have been probed, and the base."""
     return [BASE, *(scale_of(e) for e in ctx.run.journal.all("probe") if scale_of(e) != BASE)]
-
-
-def start_of(ctx: Context, scale: Scale) -> Scale:
-    """The probe whose weights a result at ``scale`` begins with: its own, else the nearest it can be cut from."""
-    probes = finished_probes(ctx)
-    return scale if scale in probes else parent_of(scale, probes)
 
 
 def cut(ctx: Context, scale: Scale, parent: Scale) -> Network:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from mobileprune.budget import Budget, budgets_key, parse_budgets, shown
 from mobileprune.errors import MobilepruneError, UsageError
 from mobileprune.run import Run
 from mobileprune.scale import BASE, Lattice, Scale
-from mobileprune.search.accuracy import AccuracySurrogate, fit_accuracy
+from mobileprune.search.accuracy import AccuracySurrogate
 from mobileprune.search.latency import LatencySurrogate, fit_latency
 from mobileprune.search.probes import initial_probes, next_probe
+from mobileprune.search.recovery import Recovery, fit_recovery
 from mobileprune.search.solver import Constraint, Predict, Solution, counted_constraint, latency_constraint, survey
 from mobileprune.search.solver import solve as solve_problem
+from mobileprune.stages.accuracies import accuracy_samples, result_epochs
 from mobileprune.stages.records import (
     Costs,
     base_latency_ms,
@@ -36,7 +37,6 @@ _WORTH_MEASURING = 0.2  # the probability of keeping the budgets from which a be
 _MEGA = 1e6
 _REACH = 1.2816  # standard deviations on each side of an 80 % interval
 _SHARE_SPREAD = 0.05  # of the share of the errors that training to the end leaves, between scales of one run
-_LEAST_ERROR = 0.002  # where all is right a share of the errors means nothing
 
 
 def set_budgets(run: Run, texts: Sequence[str]) -> None:
@@ -64,40 +64,13 @@ def chosen_scale(run: Run) -> Scale:
 
 
 @dataclass(frozen=True)
-class Gain:
-    """What training to the end does to the errors that the prediction leaves: it keeps a share of them.
-
-    The share, not the points, is alike from scale to scale. log_share: its logarithm, and std the standard deviation of
-    that for a further result; learnt from ``count`` results.
-    """
-
-    log_share: float
-    std: float
-    count: int
-
-    @classmethod
-    def of(cls, predicted: ArrayLike, std: ArrayLike, scores: Sequence[Mapping[str, float]]) -> Gain:
-        """From what was predicted for some results, (n,) with its standard deviations, and their scores."""
-        before = np.maximum(1.0 - np.asarray(predicted), _LEAST_ERROR)
-        after = np.maximum(1.0 - np.array([s["accuracy"] for s in scores]), _LEAST_ERROR)
-        noise = np.hypot(np.asarray(std) / before, np.array([s["std"] for s in scores]) / after)
-        weights = 1.0 / (noise**2 + _SHARE_SPREAD**2)
-        mean = float(weights @ np.log(after / before) / weights.sum())
-        return cls(mean, float(np.sqrt(1.0 / weights.sum() + _SHARE_SPREAD**2)), len(scores))
-
-    def expected(self, accuracy: float) -> tuple[float, float]:
-        """Mean and standard deviation (fractions) of a result's accuracy where ``accuracy`` is predicted."""
-        errors = (1.0 - accuracy) * float(np.exp(self.log_share))
-        return 1.0 - errors, errors * self.std
-
-
-@dataclass(frozen=True)
 class Problem:
     """What is known of a run: measured latencies, counted costs, probed accuracies; and what must hold."""
 
     run: Run
     budgets: tuple[Budget, ...]
     surrogate: str = "auto"
+    without: Scale | None = None  # a result that is not to count
 
     @cached_property
     def costs(self) -> Costs:
@@ -118,29 +91,29 @@ class Problem:
             [self.costs.features(s.scale) for s in samples],
         )
 
-    @cached_property
+    @property
     def accuracy(self) -> AccuracySurrogate:
-        """Validation accuracy as a fraction, from the base and the probes, each with its binomial error."""
-        found = [(BASE, self.run.journal.get("base", "score"))]
-        done = sorted(self.run.journal.all("probe"), key=lambda e: str(e["key"]))  # on a cluster they end in any order
-        found += [(scale_of(e), e) for e in done if scale_of(e) != BASE]
-        scored = [(scale, entry["validation"]) for scale, entry in found if entry is not None]
-        if len(scored) < 2:
+        """Validation accuracy as a fraction, of a network that was trained as probes are."""
+        return self.recovery.surrogate
+
+    @cached_property
+    def recovery(self) -> Recovery:
+        """The accuracy by all that was trained, each with its binomial error, and what more training does to it."""
+        samples = accuracy_samples(self.run, self.without)
+        if len(samples) < 2:
             raise MobilepruneError(f"{self.run.path} has no probes yet; run `mobileprune probe {self.run.path}` first")
-        return fit_accuracy(
-            [s for s, _ in scored], [v["accuracy"] for _, v in scored], [v["std"] for _, v in scored], self.surrogate
+        return fit_recovery(
+            [s.scale for s in samples],
+            [s.accuracy for s in samples],
+            [s.std for s in samples],
+            [s.epochs for s in samples],
+            self.surrogate,
         )
 
-    def gain(self, without: Scale | None = None) -> Gain | None:
-        """What fine-tuning to the end adds to the accuracy after a probe's training; None before the first result.
-
-        without: a result that is not to count.
-        """
-        found = [e for e in self.run.journal.all("finetuned") if scale_of(e) != without]
-        if not found:
-            return None
-        predicted, std = self.accuracy.estimate([scale_of(e) for e in found])
-        return Gain.of(predicted, std, [e["validation"] for e in found])
+    def expected(self, scale: Scale) -> tuple[float, float]:
+        """Mean and standard deviation (fractions) of the accuracy of the result at ``scale``, when it is trained."""
+        mean, std = self.accuracy.estimate([scale])
+        return self.recovery.after(float(mean[0]), float(std[0]), result_epochs(self.run, scale))
 
     @cached_property
     def constraints(self) -> list[Constraint]:
@@ -331,15 +304,11 @@ def _accuracy_lines(problem: Problem, solution: Solution) -> list[str]:
     a, training = solution.accuracy, problem.run.asked["training"]
     probe, result = (counted(training[f"{what}_epochs"], "epoch") for what in ("probe", "result"))
     interval = f"80 % interval {100 * a.low:.1f} to {100 * a.high:.1f}"
-    first = f"accuracy   {100 * a.mean:.1f} % predicted after a probe's {probe}, {interval}"
-    gain = problem.gain()
-    if gain is None:
-        return [first, f"           the result trains for {result}; what that adds is known from the first one on"]
-    mean, std = gain.expected(a.mean)
-    error = float(np.hypot((a.high - a.low) / 2, _REACH * std))
-    known = counted(gain.count, "earlier result")
-    expected = f"{100 * mean:.1f} ± {100 * error:.1f} % expected after the result's {result}"
-    return [first, f"           {expected}, by what they added to {known}"]
+    mean, std = problem.expected(solution.scale)
+    return [
+        f"accuracy   {100 * a.mean:.1f} % predicted after a probe's {probe}, {interval}",
+        f"           {100 * mean:.1f} ± {100 * _REACH * std:.1f} % expected after the result's {result}",
+    ]
 
 
 def _rivals(errors: Sequence[tuple[str, str]]) -> list[str]:

@@ -105,7 +105,7 @@ def test_solve_answers_from_the_journal_without_torch(call: Call, finished: Path
     assert (finished / "journal.jsonl").read_bytes() == before
     text = call("solve", finished, "--budget", "0.8MMACs").stdout
     assert "predicted after a probe's 1 epoch, 80 % interval" in text
-    assert "expected after the result's 1 epoch, by what they added to 1 earlier result" in text
+    assert "% expected after the result's 1 epoch" in text
 
 
 def test_status_and_each_stage_command(call: Call, finished: Path) -> None:

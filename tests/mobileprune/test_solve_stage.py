@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from mobileprune.budget import budgets_key, parse_budgets
 from mobileprune.run import Run, write_json
 from mobileprune.scale import BASE, Lattice, Scale
+from mobileprune.stages.accuracies import accuracy_samples, probe_epochs, result_epochs, start_of
 from mobileprune.stages.records import Costs, base_latency_ms, latency_samples, probe_limit, scale_key
 from mobileprune.stages.solve import Problem, describe_solution, plan_probes, set_budgets, solve_run, worth_measuring
 
@@ -138,10 +139,10 @@ def test_a_measured_miss_is_not_chosen(tmp_path: Path) -> None:
     assert solve_run(run, budgets, among={Scale(0.2), Scale(0.5)}).scale == Scale(0.2)
 
 
-def probed(run: Run, depth: float, accuracy: float) -> None:
-    scale = Scale(depth)
+def probed(run: Run, depth: float, accuracy: float, parent: float = 1.0) -> None:
+    scale, start = Scale(depth), Scale(parent).as_tuple()
     validation = {"accuracy": accuracy, "std": 0.005}
-    run.journal.append("probe", scale_key(scale), scale=scale.as_tuple(), validation=validation)
+    run.journal.append("probe", scale_key(scale), scale=scale.as_tuple(), parent=start, validation=validation)
 
 
 def test_a_later_question_may_add_two_probes(tmp_path: Path) -> None:
@@ -170,20 +171,35 @@ def test_the_first_question_has_the_probes_asked_for(tmp_path: Path) -> None:
     assert probe_limit(run) == 8
 
 
-def test_what_results_gained_is_expected_of_the_next(tmp_path: Path) -> None:
-    run, budgets = grid_run(tmp_path / "run"), parse_budgets(["55%"])
-    assert Problem(run, budgets).gain() is None
-    for depth, left in ((0.2, 0.8), (0.6, 0.9)):
-        scale, accuracy = Scale(depth), float(Problem(run, budgets).accuracy.estimate([Scale(depth)])[0][0])
-        validation = {"accuracy": 1 - left * (1 - accuracy), "std": 0.005}
+def test_accuracies_are_told_with_the_trainings_behind_them(tmp_path: Path) -> None:
+    run = grid_run(tmp_path / "run")
+    probed(run, 0.4, 0.7, parent=0.6)
+    for depth, parent in ((0.4, 0.4), (0.3, 0.4)):
+        scale, start = Scale(depth), Scale(parent)
+        run.journal.append("pruned", scale_key(scale), scale=scale.as_tuple(), parent=start.as_tuple())
+        validation = {"accuracy": 0.75, "std": 0.005}
         run.journal.append("finetuned", scale_key(scale), scale=scale.as_tuple(), validation=validation)
-    gain = Problem(run, budgets).gain()
-    assert gain is not None and gain.count == 2
-    assert np.log(0.8) < gain.log_share < np.log(0.9) and 0.05 < gain.std < 0.08
-    alone = Problem(run, budgets).gain(without=Scale(0.6))
-    assert alone is not None and alone.log_share == pytest.approx(np.log(0.8)) and alone.std > gain.std
-    assert alone.expected(0.7) == pytest.approx((1 - 0.8 * 0.3, 0.8 * 0.3 * alone.std))
+    found = [(s.scale.depth, s.epochs) for s in accuracy_samples(run)]
+    # A result takes four times the epochs of a probe; the last probe comes from another one.
+    assert found == [(1.0, math.inf), (0.2, 1.0), (0.4, 2.0), (0.6, 1.0), (0.4, 6.0), (0.3, 6.0)]
+    assert [s.scale.depth for s in accuracy_samples(run, without=Scale(0.4))] == [1.0, 0.2, 0.4, 0.6, 0.3]
+    assert (start_of(run, Scale(0.5)), start_of(run, Scale(0.4))) == (Scale(0.6), Scale(0.4))
+    assert (result_epochs(run, Scale(0.5)), result_epochs(run, Scale(0.9))) == (5.0, 4.0)
+    assert (probe_epochs(run, Scale(0.4)), probe_epochs(run, BASE)) == (3.0, 1.0)
+
+
+def test_probes_on_a_part_of_the_images_are_shorter(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", {"training": {"probe_epochs": 4, "result_epochs": 16, "probe_images": 250}})
+    run.journal.append("data", "fingerprint", train=1000)
+    assert result_epochs(run, Scale(0.5)) == 16.0
+
+
+def test_a_result_is_expected_to_be_better_than_a_probe(tmp_path: Path) -> None:
+    run, budgets = grid_run(tmp_path / "run"), parse_budgets(["55%"])
+    problem, scale = Problem(run, budgets), Scale(0.5)
+    mean, std = problem.expected(scale)
+    predicted = problem.accuracy.estimate([scale])[0][0]
+    # All probes were trained alike: the exponent is the usual one, and a result here is trained five times as long.
+    assert 1 - mean == pytest.approx((1 - predicted) * 5.0**-0.12) and std > 0
     lines = describe_solution(run, solve_run(run, budgets), budgets)
-    assert any(
-        "expected after the result's 16 epochs, by what they added to 2 earlier results" in line for line in lines
-    )
+    assert any("expected after the result's 16 epochs" in line for line in lines)

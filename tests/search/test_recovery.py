@@ -1,0 +1,53 @@
+"""The power law of training: found where it is, and harmless where nothing is known of it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from mobileprune.scale import BASE, Scale
+from mobileprune.search.accuracy import fit_accuracy
+from mobileprune.search.recovery import fit_recovery, retold
+
+SCALES = [BASE, *(Scale(d, w, r) for d in (0.4, 0.7) for w in (0.5, 0.8) for r in (0.5, 0.75))]
+EPOCHS = [math.inf, 1, 2, 1, 3, 2, 1, 4, 2]
+
+
+def surface(scale: Scale) -> float:
+    """The accuracy after one epoch; the base's is complete."""
+    return 1.0 - 0.08 - (0.0 if scale == BASE else 0.3 * -math.log(scale.nominal_cost) / 4)
+
+
+def observed(exponent: float) -> list[float]:
+    return [float(retold(surface(s), math.inf if s == BASE else 1.0, n if s != BASE else 1.0, exponent))
+            for s, n in zip(SCALES, EPOCHS, strict=True)]  # fmt: skip
+
+
+def test_retold_is_a_power_law_of_the_errors_and_leaves_the_base() -> None:
+    assert retold(0.8, 1.0, 4.0, 0.5) == pytest.approx(0.9)
+    assert retold(0.9, 4.0, 1.0, 0.5) == pytest.approx(0.8)
+    assert retold([0.8, 0.8], [math.inf, 2.0], 2.0, 0.5).tolist() == [0.8, 0.8]
+
+
+@pytest.mark.parametrize("exponent", [0.06, 0.12, 0.18])
+def test_the_exponent_is_found_and_unequal_training_does_not_bend_the_surface(exponent: float) -> None:
+    values = observed(exponent)
+    found = fit_recovery(SCALES, values, [0.001] * len(SCALES), EPOCHS)
+    assert found.exponent == pytest.approx(exponent, abs=0.031)
+    assert found.epochs == pytest.approx(math.exp(np.mean(np.log(EPOCHS[1:]))))
+    between = Scale(0.55, 0.65, 0.6)
+    truth = float(retold(surface(between), 1.0, 6.0, exponent))
+    mean, std = found.after(*(float(v[0]) for v in found.surrogate.predict([between])), 6.0)
+    plain = fit_accuracy(SCALES, values, [0.001] * len(SCALES)).predict([between])[0][0]
+    assert abs(mean - truth) < abs(float(plain) - truth) and abs(mean - truth) < 3 * std
+
+
+def test_training_alike_says_nothing_of_the_exponent() -> None:
+    values = [surface(s) for s in SCALES]
+    found = fit_recovery(SCALES, values, [0.001] * len(SCALES), [math.inf] + [1.0] * 8)
+    plain = fit_accuracy(SCALES, values, [0.001] * len(SCALES))
+    assert (found.exponent, found.epochs) == (0.12, 1.0)
+    assert found.surrogate.predict(SCALES)[0] == pytest.approx(plain.predict(SCALES)[0])
+    assert found.after(0.8, 0.01, 1.0) == pytest.approx((0.8, 0.01))
