@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import ray
+import torch
 from tables import write_rows
 
 from mobileprune.engine import Engine, LocalEngine, RayEngine
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--csv", type=Path, help="also write the table here")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # as a job has that takes one CPU
     rows: list[dict[str, str]] = []
     with tempfile.TemporaryDirectory() as folder:
         start = profiled(Path(folder) / "run", arguments.probes)
