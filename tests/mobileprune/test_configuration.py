@@ -82,6 +82,11 @@ def test_the_file_is_asked_and_flags_win(call: Call, tmp_path: Path) -> None:
     assert wrong.returncode == 2 and "'many' is not a valid integer" in wrong.stderr
 
 
+def found_probes(run: Path) -> int:
+    lines = (run / "journal.jsonl").read_text().splitlines()
+    return len({entry["key"] for entry in map(json.loads, lines) if entry["kind"] == "probe"})
+
+
 def test_a_dry_run_of_a_finished_run_has_little_to_do(call: Call, finished: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.name != ".lock"}
     done = call("optimize", "--run", finished, "--dry-run", "--json", *QUESTION)
@@ -92,8 +97,10 @@ def test_a_dry_run_of_a_finished_run_has_little_to_do(call: Call, finished: Path
     assert found["run"].endswith("(goes on)")
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.name != ".lock"} == before
     other = call("optimize", "--run", finished, "--dry-run", "--json", *QUESTION, "--budget", "2MParams")
-    state = {work["stage"]: work["done"] for work in json.loads(other.stdout)["work"]}
-    assert state["probe"] and not state["solve"] and not state["finetune"]  # another question, from the same probes
+    work = {one["stage"]: one for one in json.loads(other.stdout)["work"]}
+    assert not any(work[stage]["done"] for stage in ("probe", "solve", "finetune"))
+    made = found_probes(finished)
+    assert f"at most {made + 2} scales" in work["probe"]["what"] and f"{made} done" in work["probe"]["what"]
 
 
 def test_init_writes_what_flags_say_and_refuses_to_replace(call: Call, tmp_path: Path) -> None:
