@@ -39,8 +39,7 @@ from mobileprune.stages.records import scale_key, scale_of
 from mobileprune.stages.solve import Problem
 from mobileprune.stages.train import scores, train
 
-_LEVEL = 0.8  # of the intervals that are checked
-_Z = 1.2816  # standard errors on either side of it
+_Z = 1.2816  # standard errors on either side of an 80 % interval, which is what is checked
 _FEWEST = 4  # probes that a choice is made of
 _NEAR = 0.9  # a neighbour takes at least this share of the budget: a far smaller network is no rival
 _SCALE = ("depth", "width", "resolution")

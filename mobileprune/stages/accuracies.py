@@ -38,9 +38,14 @@ def accuracy_samples(run: Run, without: Scale | None = None) -> list[Sample]:
     return found
 
 
+def probed_scales(run: Run) -> list[Scale]:
+    """The base, and the scales that have been probed, in the order in which they were."""
+    return [BASE, *(scale_of(e) for e in run.journal.all("probe") if scale_of(e) != BASE)]
+
+
 def start_of(run: Run, scale: Scale) -> Scale:
     """The probe whose weights a result at ``scale`` begins with: its own, else the nearest it can be cut from."""
-    probes = [BASE, *(scale_of(e) for e in run.journal.all("probe") if scale_of(e) != BASE)]
+    probes = probed_scales(run)
     return scale if scale in probes else parent_of(scale, probes)
 
 

@@ -13,9 +13,9 @@ from mobileprune.pruning.recipe import Recipe, rebuild
 from mobileprune.run import write_text
 from mobileprune.scale import BASE, Scale
 from mobileprune.stages import weights
-from mobileprune.stages.accuracies import start_of
+from mobileprune.stages.accuracies import probed_scales, start_of
 from mobileprune.stages.context import Context
-from mobileprune.stages.records import read_costs, scale_key, scale_of
+from mobileprune.stages.records import read_costs, scale_key
 from mobileprune.stages.solve import chosen_scale
 
 _NORM_IMAGES, _NORM_BATCH = 512, 64
@@ -50,7 +50,7 @@ def prune(ctx: Context) -> None:
 
 def finished_probes(ctx: Context) -> list[Scale]:
     """The scales that have been probed, and the base."""
-    return [BASE, *(scale_of(e) for e in ctx.run.journal.all("probe") if scale_of(e) != BASE)]
+    return probed_scales(ctx.run)
 
 
 def cut(ctx: Context, scale: Scale, parent: Scale) -> Network:

@@ -36,7 +36,6 @@ _PREDICTED_MARGIN = 0.1  # share of a latency budget that is left free where no 
 _WORTH_MEASURING = 0.2  # the probability of keeping the budgets from which a better scale is worth a few seconds
 _MEGA = 1e6
 _REACH = 1.2816  # standard deviations on each side of an 80 % interval
-_SHARE_SPREAD = 0.05  # of the share of the errors that training to the end leaves, between scales of one run
 
 
 def set_budgets(run: Run, texts: Sequence[str]) -> None:
