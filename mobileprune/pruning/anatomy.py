@@ -73,6 +73,7 @@ class Anatomy:
         least_channels: int = SMALLEST,
         resolution_step: int | None = None,
         resolutions: bool = True,
+        depths: bool = True,
     ) -> Anatomy:
         """Analyse ``model``, which is left as it is, at the size of ``example_input``.
 
@@ -80,7 +81,8 @@ class Anatomy:
         first of four dimensions, and other images shrink in the same ratio. channel_step: channel counts become
         multiples of it; a number, or one per kind of layer that makes or reads them, of "dense", "pointwise" and
         "depthwise". least_channels: no group is cut below as many. resolution_step: the same as channel_step for the
-        input's side in pixels (default: 4 up to 64 px, 16 above).
+        input's side in pixels (default: 4 up to 64 px, 16 above). resolutions, depths: whether sizes below the base's,
+        and blocks, are wanted; without them less has to be found out.
 
         Where the network allows it all but the proof of the couplings is found from shapes alone ("meta" tensors).
         Raises UsageError where the model does not take the input, or is a transformer.
@@ -96,9 +98,9 @@ class Anatomy:
         traces, near, rarely = find_sizes(shadow, shapes, whole, resolution_step, resolutions, notes)
         refuse_transformer(shadow, near, whole.layers)
         subject, steps = Subject(model, shadow, near, rarely), Steps(channel_step, least_channels)
-        found, remarks, proven, growth = _blocks_and_groups(subject, steps)
+        found, remarks, proven, growth = _blocks_and_groups(subject, steps, depths)
         blocks = _at_base(found, whole)
-        notes += [*proven.notes, *(remarks or _too_few(blocks))]
+        notes += [*proven.notes, *(remarks or (_too_few(blocks) if depths else []))]
         costs = CostModel(model, proven.groups, [block.parts for block in blocks])
         for size, calls in traces.items():
             costs.add_size(size, calls)
@@ -211,7 +213,7 @@ def _require_usable(example_input: Inputs, channel_step: int | Mapping[str, int]
 
 
 def _blocks_and_groups(
-    subject: Subject, steps: Steps
+    subject: Subject, steps: Steps, depths: bool
 ) -> tuple[list[Block], list[str], ProvenGroups, Mapping[str, Sequence[int]]]:
     """The removable blocks and remarks on others, the channel groups, and the numbers of those that go with a block.
 
@@ -219,9 +221,9 @@ def _blocks_and_groups(
     they make.
     """
     shadow, near = subject.shadow, subject.near
-    blocks, remarks = find_blocks(shadow, near)
+    blocks, remarks = find_blocks(shadow, near, verify=depths)
     if blocks or remarks:
-        return blocks, remarks, proven_groups(subject, steps), {}
+        return blocks if depths else [], remarks, proven_groups(subject, steps), {}
     blocks, remarks = find_plain_layers(shadow, near)
     proven = proven_groups(subject, steps, [part for block in blocks for part in block.parts])
     if blocks or remarks:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mobileprune.pruning.layers import Axis, Inputs, outline, outputs, slice_model
+from mobileprune.pruning.layers import Axis, Inputs, outline, outputs, quickly, slice_model
 
 Ranking = dict[str, float]
 """Loss increase when a block is skipped, by block name: the block with the lowest goes first. JSON as it is."""
@@ -25,6 +25,9 @@ _PASSING = {
     "_prelu_kernel", "prelu", "clamp", "clamp_min", "clamp_max", "clone", "detach", "alias", "_to_copy", "view",
     "_unsafe_view", "contiguous", "dropout", "native_dropout", "lift_fresh",
 }  # fmt: skip
+
+
+_LAYERS = {nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear}
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,14 @@ class Block:
         return (self.name, *self.also)
 
 
-def find_blocks(model: nn.Module, example_input: Inputs) -> tuple[list[Block], list[str]]:
+def find_blocks(model: nn.Module, example_input: Inputs, *, verify: bool = True) -> tuple[list[Block], list[str]]:
     """The removable blocks of ``model``, in execution order, and notes on those that looked so and are not.
 
     A block is the innermost module, called once with one tensor, that returns a tensor of the same shape into which
     its input is added unchanged (an activation before or after the addition may stand on that path), and that holds a
-    convolution or linear layer. No class name is looked at.
+    convolution or linear layer. No class name is looked at. verify: False leaves untried whether each can really go.
     """
-    names = {module: name for name, module in model.named_modules() if name}
+    names = {module: name for name, module in model.named_modules() if name and _may_add(module)}
     holders = Holders(model)
     tracer = _Tracer()
     with _hooked(names, tracer), tracer:
@@ -63,14 +66,19 @@ def find_blocks(model: nn.Module, example_input: Inputs) -> tuple[list[Block], l
         id(call.module): call
         for call in tracer.finished
         if call.residual and not call.extra and tracer.count[id(call.module)] == 1
-        if has_weights(call.module) and holders.owns(names[call.module], call.module)
+        if holders.owns(names[call.module], call.module)
     }
     innermost = [call for call in found.values() if not any(id(m) in found for m in _below(call.module))]
     blocks = [
         Block(names[call.module], tuple(call.shape[1:]), sum(p.numel() for p in call.module.parameters()))
         for call in sorted(innermost, key=lambda call: call.started)
     ]
-    return verified(model, blocks, example_input, shapes)
+    return verified(model, blocks, example_input, shapes) if verify else (blocks, [])
+
+
+def _may_add(module: nn.Module) -> bool:
+    """Whether ``module`` holds a convolution or linear layer, and is more than one."""
+    return type(module) not in _LAYERS and has_weights(module)
 
 
 def _below(module: nn.Module) -> Iterator[nn.Module]:
@@ -234,6 +242,7 @@ class _Tracer(TorchDispatchMode):
         self.alive: list[Tensor] = []
         self.open: list[_Call | None] = []
         self.finished: list[_Call] = []
+        self.started = 0
         self.count: dict[int, int] = {}
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -242,7 +251,8 @@ class _Tracer(TorchDispatchMode):
         if not args or not isinstance(args[0], Tensor):
             self.open.append(None)
             return
-        call = _Call(module, sum(self.count.values()), args[0].shape, extra=len(tensors) > 1)
+        self.started += 1
+        call = _Call(module, self.started, args[0].shape, extra=len(tensors) > 1)
         self.open.append(call)
         self._mark(args[0], {id(call): False})
 
@@ -260,7 +270,7 @@ class _Tracer(TorchDispatchMode):
             self.alive.append(tensor)  # an id is unique only while its tensor lives
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = quickly(func, args, kwargs or {})
         name = func._schema.name.removeprefix("aten::")
         inplace = name.endswith("_") and not name.endswith("__")
         name = name.removesuffix("_") if inplace else name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,32 +67,32 @@ def trace(model: nn.Module, inputs: Inputs) -> Trace:
     names: list[str] = []
     read: list[int] = []
     written: list[int] = []
-
-    def note(name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        sizes = axes_of(module)
-        names.append(name)
-        read.append(args[0].numel() // sizes["in"])
-        written.append(output.numel() // sizes["out"])
-
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
-    def note_shapes(name: str, args: Any, output: Any) -> None:
-        into, out = tensors_in(args), tensors_in(output)
-        shapes[name] = (tuple(into[0].shape) if into else (), tuple(out[0].shape) if out else ())
+    def note(name: str, sizes: Mapping[str, int], _: nn.Module, args: Any, output: Any) -> None:
+        into, out = _first(args), _first(output)
+        shapes[name] = (() if into is None else tuple(into.shape), () if out is None else tuple(out.shape))
+        if "in" in sizes and into is not None and out is not None:
+            names.append(name)
+            read.append(into.numel() // sizes["in"])
+            written.append(out.numel() // sizes["out"])
 
-    hooks = []
-    for name, module in model.named_modules():
-        if "in" in axes_of(module):
-            hooks.append(
-                module.register_forward_hook(lambda m, args, out, name=name: note(name, m, args, tensors_in(out)[0]))
-            )
-        hooks.append(module.register_forward_hook(lambda m, args, out, name=name: note_shapes(name, args, out)))
+    hooks = [
+        module.register_forward_hook(partial(note, name, axes_of(module))) for name, module in model.named_modules()
+    ]
     try:
         result = outputs(model, inputs)
     finally:
         for hook in hooks:
             hook.remove()
     return Trace(tuple(names), tuple(read), tuple(written), tuple(tuple(t.shape) for t in result), shapes)
+
+
+def _first(value: Any) -> Tensor | None:
+    """The first tensor in what a module gets or gives."""
+    if isinstance(value, tuple) and value and isinstance(value[0], Tensor):
+        return value[0]
+    return next(iter(tensors_in(value)), None)
 
 
 def kind_of(module: nn.Module) -> str:
@@ -123,9 +124,10 @@ class CostModel:
         self._counts = np.array([group.count for group in groups], dtype=np.int64)
         self._blocks = {path: i for i, paths in enumerate(blocks) for path in paths}
         self._outside = len(blocks)  # the number that stands for layers in no block
-        self._weights = {path: self._weight(path, m) for path, m in model.named_modules() if "in" in axes_of(m)}
-        self._kinds = {path: kind_of(model.get_submodule(path)) for path in self._weights}
-        self._transposed = {p for p in self._weights if getattr(model.get_submodule(p), "transposed", False)}
+        layers = {path: module for path, module in model.named_modules() if "in" in axes_of(module)}
+        self._weights = {path: self._weight(path, module) for path, module in layers.items()}
+        self._kinds = {path: kind_of(module) for path, module in layers.items()}
+        self._transposed = {path for path, module in layers.items() if getattr(module, "transposed", False)}
         self._params = _Terms(self._parameter_terms(model))
         self._calls: dict[tuple[int, int], _Calls] = {}
 
@@ -146,7 +148,7 @@ class CostModel:
 
     def block_of(self, path: str) -> int:
         """Number of the block that holds the module or parameter at ``path``; the last number for none."""
-        parts = path.split(".")
+        parts = path.split(".") if self._blocks else []
         prefixes = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
         return next((self._blocks[p] for p in prefixes if p in self._blocks), self._outside)
 
@@ -163,13 +165,14 @@ class CostModel:
     def _parameter_terms(self, model: nn.Module) -> list[tuple[float, int, int, int]]:
         """(coefficient, axis a, axis b, block) of every parameter, a shared one once."""
         terms = []
+        modules = dict(model.named_modules(remove_duplicate=False))
         for path, parameter in model.named_parameters():
             layer, _, name = path.rpartition(".")
             block = self.block_of(path)
             if layer in self._weights and name == "weight":
                 terms.append((*self._weights[layer], block))
                 continue
-            axis = Axis(layer, "out") if axes_of(model.get_submodule(layer)) else Axis(path, "param")
+            axis = Axis(layer, "out") if axes_of(modules[layer]) else Axis(path, "param")
             size = self._sizes.get(axis)
             dim = parameter_dim(parameter)
             if size is not None and dim is not None and parameter.shape[dim] == size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from mobileprune.pruning.layers import Axis, Inputs, axes_of, is_depthwise, outline
-from mobileprune.pruning.tracing import FIXED, ChannelTracer
+from mobileprune.pruning.tracing import FIXED, ChannelTracer, Labels
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def find_couplings(
         tracer.run_training(model, inputs)
     ties = [tracer.edges(), *_grouped_ties(model, tracer)]
     for axis in shared_axes(model):
-        numbers = tracer.numbers(axis).numpy()
+        numbers = tracer.numbers(axis)
         ties.append(np.stack([numbers, np.full_like(numbers, FIXED)]))
     pairs = np.concatenate(ties, axis=1)
     graph = coo_matrix((np.ones(pairs.shape[1], dtype=np.int8), (pairs[0], pairs[1])), shape=(tracer.count,) * 2)
@@ -85,10 +86,10 @@ def find_couplings(
     return Couplings(_groups(tracer, label), {why: _owners(tracer, held) for why, held in tracer.held.items()})
 
 
-def _owners(tracer: ChannelTracer, labels: Sequence[Tensor]) -> list[str]:
+def _owners(tracer: ChannelTracer, labels: Sequence[Labels]) -> list[str]:
     """The layers that make the channels of these labels."""
     axes = list(tracer.start)
-    numbers = np.unique(np.concatenate([part.numpy() for part in labels]))
+    numbers = np.unique(np.concatenate([part.ravel() for part in labels]))
     at = np.searchsorted([tracer.start[axis] for axis in axes], numbers[numbers != FIXED], side="right") - 1
     return list(dict.fromkeys(axes[i].layer for i in at.tolist()))
 
@@ -97,7 +98,7 @@ def _grouped_ties(model: nn.Module, tracer: ChannelTracer) -> Iterator[NDArray[n
     """Every group of a grouped convolution or norm keeps the same positions; a depthwise one ties in to out."""
 
     def tied(axis: Axis, other: Axis, partner: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.stack([tracer.numbers(axis).numpy(), partner + tracer.start[other]])
+        return np.stack([tracer.numbers(axis), partner + tracer.start[other]])
 
     for path, module in model.named_modules():
         out, into = Axis(path, "out"), Axis(path, "in")
@@ -115,35 +116,34 @@ def _grouped_ties(model: nn.Module, tracer: ChannelTracer) -> Iterator[NDArray[n
 def _groups(tracer: ChannelTracer, label: NDArray[np.int64]) -> list[ChannelGroup]:
     """Components with the same count of positions on the same axes form one group."""
     axes = [axis for axis in tracer.sizes if axis in tracer.seen]
-    numbers = np.concatenate([tracer.numbers(axis).numpy() for axis in axes] or [np.zeros(0, dtype=np.int64)])
+    numbers = np.concatenate([tracer.numbers(axis) for axis in axes] or [np.zeros(0, dtype=np.int64)])
     owner = np.repeat(np.arange(len(axes)), [tracer.sizes[axis] for axis in axes])
     position = numbers - np.array([tracer.start[axis] for axis in axes])[owner]
     component = label[numbers]
     wanted = component != label[FIXED]
     owner, position, component = owner[wanted], position[wanted], component[wanted]
     order = np.argsort(component, kind="stable")
-    _, start, length = np.unique(component[order], return_index=True, return_counts=True)
+    start = np.flatnonzero(np.diff(component[order], prepend=-1))
+    length = np.diff(start, append=len(order))
+    # What a component holds of each axis, as a sum of random numbers: comparing all its axes would take longer.
+    code = np.random.default_rng(0).integers(2**63, size=len(axes), dtype=np.uint64)
+    signature = np.add.reduceat(code[owner[order]], start) if len(start) else start
     found: list[tuple[int, ChannelGroup]] = []
-    for size in np.unique(length).tolist():
-        entries = order[start[length == size][:, None] + np.arange(size)]  # (channels, size)
-        entries = entries[np.argsort(entries[:, 0])]
-        owners = owner[entries]
-        while len(entries):
-            signature = owners[0]
-            alike = (owners == signature).all(axis=1)
-            rows, entries, owners = entries[alike], entries[~alike], owners[~alike]
-            members = {axes[i]: position[rows[:, signature == i]] for i in dict.fromkeys(signature.tolist())}
-            root = ChannelGroup("", members).root
-            found.append((int(rows[0, 0]), ChannelGroup(root.layer, members)))
+    for value in np.unique(signature):
+        alike = start[signature == value]
+        rows = order[alike[:, None] + np.arange(length[signature == value][0])]  # (channels, positions of each)
+        rows = rows[np.argsort(rows[:, 0])]
+        owners = owner[rows[0]]
+        members = {axes[i]: position[rows[:, owners == i]] for i in dict.fromkeys(owners.tolist())}
+        root = ChannelGroup("", members).root
+        found.append((int(rows[0, 0]), ChannelGroup(root.layer, members)))
     return [group for _, group in sorted(found, key=lambda pair: pair[0])]
 
 
 def shared_axes(model: nn.Module) -> Iterator[Axis]:
     """The axes of layers that hold a parameter of another layer too: cutting one alone would part them."""
-    holders: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            holders[id(parameter)] = holders.get(id(parameter), 0) + 1
-    for path, module in model.named_modules():
-        if any(holders[id(parameter)] > 1 for parameter in module.parameters(recurse=False)):
+    own = [(path, m, [id(p) for p in m._parameters.values() if p is not None]) for path, m in model.named_modules()]
+    holders = Counter(parameter for _, _, parameters in own for parameter in parameters)
+    for path, module, parameters in own:
+        if any(holders[parameter] > 1 for parameter in parameters):
             yield from (Axis(path, side) for side in axes_of(module))

@@ -133,8 +133,9 @@ def removed_positions(
     """For each axis that loses channels, the positions it keeps, ascending, when group i keeps the rows kept[i]."""
     stays: dict[Axis, NDArray[np.bool_]] = {}
     for group, rows in zip(groups, kept, strict=True):
-        gone = np.setdiff1d(np.arange(group.count), rows)
-        if not len(gone):
+        gone = np.ones(group.count, dtype=bool)
+        gone[rows] = False
+        if not gone.any():
             continue
         for axis, members in group.members.items():
             stays.setdefault(axis, np.ones(sizes[axis], dtype=bool))[members[gone]] = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -51,6 +52,10 @@ class Importance:
             raise UsageError("importance='taylor' needs labelled images: pass batches=[(images, labels), ...]")
         return cls(criterion, model, gradients_of(model, batches), seed)
 
+    @cached_property
+    def _modules(self) -> dict[str, nn.Module]:
+        return dict(self.model.named_modules(remove_duplicate=False))
+
     def of_channels(
         self, group: ChannelGroup, alive: NDArray[np.int64], kept: Mapping[Axis, Sequence[int]]
     ) -> NDArray[np.float64]:
@@ -76,9 +81,8 @@ class Importance:
 
     def _points(self, axis: Axis) -> NDArray[np.float64] | None:
         """The score of each position of ``axis``; None where it has none or its layer is gone."""
-        try:
-            module = self.model.get_submodule(axis.layer)
-        except AttributeError:
+        module = self._modules.get(axis.layer)
+        if module is None:
             return None  # inside a removed block, or a bare parameter
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or isinstance(module, nn.PReLU | nn.GroupNorm):

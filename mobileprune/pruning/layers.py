@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from mobileprune.errors import UsageError
 
+_USUAL = ("weight", "bias", "running_mean", "running_var")  # tensors of a layer with channels
 Positions = Sequence[int] | NDArray[np.int64]
 Inputs = Tensor | tuple[Tensor, ...]
 """What a network is called with: one batch, or several tensors."""
@@ -118,7 +120,7 @@ def slice_layer(module: nn.Module, out: Tensor | None, into: Tensor | None) -> N
             _replace(module, "weight", into, 1)
             module.in_features = len(into)
     elif out is not None:
-        for name in ("weight", "bias", "running_mean", "running_var"):
+        for name in _USUAL:
             _replace(module, name, out, 0)
         if isinstance(module, _NormBase):
             module.num_features = len(out)
@@ -134,9 +136,8 @@ def slice_layer(module: nn.Module, out: Tensor | None, into: Tensor | None) -> N
 
 def _slice_extras(module: nn.Module, size: int, out: Tensor) -> None:
     """Per-channel tensors that a subclass adds, such as the gain of a weight-standardised convolution."""
-    usual = ("weight", "bias", "running_mean", "running_var")
-    for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-        if name not in usual and tensor.dim() and tensor.shape[0] == size:
+    for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+        if name not in _USUAL and tensor is not None and tensor.dim() and tensor.shape[0] == size:
             _replace(module, name, out, 0)
 
 
@@ -178,14 +179,12 @@ def _slice_grouped(conv: _ConvNd, out: Tensor | None, into: Tensor | None) -> No
 
 def _replace(owner: nn.Module, name: str, positions: Tensor, dim: int) -> None:
     """Index one parameter or buffer of ``owner`` along ``dim``; absent ones (no bias, not affine) are left."""
-    old = getattr(owner, name, None)
+    held = owner._parameters if name in owner._parameters else owner._buffers
+    old = held.get(name)
     if old is None:
         return
     new = old.detach().index_select(dim, positions.to(old.device))
-    if isinstance(old, nn.Parameter):
-        setattr(owner, name, nn.Parameter(new, requires_grad=old.requires_grad))
-    else:
-        owner._buffers[name] = new
+    held[name] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
 def tensors_in(output: Any) -> list[Tensor]:
@@ -203,6 +202,15 @@ def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Run ``model`` as it is, without gradients, and list the tensors it gives."""
     with torch.no_grad():
         return tensors_in(cast(Any, model)(*(inputs if isinstance(inputs, tuple) else (inputs,))))
+
+
+def quickly(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """``func(*args, **kwargs)``, the sum of two equal shapes without data by hand: torch's way takes 0.1 ms."""
+    if func is torch.ops.aten.add.Tensor and not kwargs and all(isinstance(a, Tensor) and a.is_meta for a in args):
+        one, other = args
+        if one.shape == other.shape and one.dtype == other.dtype:
+            return torch.empty_like(one)
+    return func(*args, **kwargs)
 
 
 _CONTAINERS = frozenset([dict, OrderedDict, set, list])
@@ -242,12 +250,15 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return value
     if type(value) in (dict, OrderedDict) and all(id(v) in memo or v is None for v in value.values()):
         return type(value)((k, None if v is None else memo[id(v)]) for k, v in value.items())
+    if type(value) is partial:  # what a stand-in's ``forward`` is
+        return partial(value.func, *(_copied(v, memo) for v in value.args), **_copied(value.keywords, memo))
     return copy.deepcopy(value, memo)
 
 
 def own_tensors(model: nn.Module, other: nn.Module) -> None:
     """Give ``model`` copies of those tensors that it still shares with ``other``."""
-    theirs = {id(tensor) for tensor in [*other.parameters(), *other.buffers()]}
+    holders = [tensors for module in other.modules() for tensors in (module._parameters, module._buffers)]
+    theirs = {id(tensor) for tensors in holders for tensor in tensors.values()} - {id(None)}
     mine: dict[int, Tensor] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):

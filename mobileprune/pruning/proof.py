@@ -21,6 +21,8 @@ from mobileprune.pruning.layers import (
     Inputs,
     axes_of,
     axis_sizes,
+    first_sample,
+    image_of,
     is_depthwise,
     like,
     outline,
@@ -71,11 +73,8 @@ class _Bench:
         generator = torch.Generator().manual_seed(seed)
         self.sizes = axis_sizes(model)
         self.model = _randomised(model, generator)
-        pair = like(example_input, 2, lambda shape: torch.randn(shape, generator=generator), device="cpu")
-        _calibrate(self.model, pair, generator)
-        self.inputs = like(example_input, 1, lambda shape: torch.randn(shape, generator=generator), device="cpu")
-        self.dense = outputs(self.model, self.inputs)
-        self.pair = pair
+        self.batch = like(example_input, 2, lambda shape: torch.randn(shape, generator=generator), device="cpu")
+        self.inputs, self.dense = _calibrated(self.model, self.batch, generator)
         self.rarely = rarely and self._trains(self.model)
         self.scale = max((float(t.abs().max()) for t in self.dense), default=0.0)
 
@@ -91,7 +90,7 @@ class _Bench:
         """Whether a forward pass in training mode succeeds (on a copy: it moves statistics)."""
         try:
             with torch.random.fork_rng():  # dropout draws from the global state
-                outputs(copy.deepcopy(model).train(), self.pair)
+                outputs(copy.deepcopy(model).train(), self.batch)
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
             return False
         return True
@@ -133,53 +132,73 @@ def _randomised(model: nn.Module, generator: torch.Generator) -> nn.Module:
     Convolutions and linear layers look into one stretch of noise per fan-in, each at a place of its own: a second set
     of weights would double the memory.
     """
-    copied = outline(model, "meta").eval()
+    copied = outline(model).eval()
     layers = [m for m in copied.modules() if isinstance(m, _ConvNd | nn.Linear) and isinstance(m.weight, Tensor)]
-    longest: dict[int, int] = {}
-    for layer in layers:
-        longest[_fan_in(layer.weight)] = max(layer.weight.numel(), longest.get(_fan_in(layer.weight), 0))
+    fans = {id(layer.weight): _fan_in(layer.weight) for layer in layers}
+    longest: dict[int, int] = {}  # by fan-in, 0 for what is no weight
+    for parameter in copied.parameters():
+        fan_in = fans.get(id(parameter), 0)
+        longest[fan_in] = max(parameter.numel(), longest.get(fan_in, 0))
     once = torch.empty(_PERIOD).uniform_(-1, 1, generator=generator)
-    most = max((parameter.numel() for parameter in copied.parameters()), default=0)
-    unit = once.repeat((most + _PLACES) // _PERIOD + 1)
-    noise = {fan_in: unit[: size + _PLACES] * (6.0 / fan_in) ** 0.5 for fan_in, size in longest.items()}
-    weights = {id(layer.weight): noise[_fan_in(layer.weight)] for layer in layers}
+    noise = {fan_in: _stretch(once, size + _PLACES, fan_in) for fan_in, size in longest.items()}
     made: dict[int, nn.Parameter] = {}
     for number, (path, parameter) in enumerate(copied.named_parameters()):
-        start, size = number * _STRIDE % _PLACES, parameter.numel()
-        if id(parameter) in weights:
-            value = weights[id(parameter)][start : start + size].view(parameter.shape)
-        else:
-            draw = unit[start : start + size].view(parameter.shape) * 0.5
-            value = draw if path.endswith("bias") else 1.0 + draw  # scales: norms, layer scale, PReLU
+        start, fan_in = number * _STRIDE % _PLACES, fans.get(id(parameter), 0)
+        value = noise[fan_in][start : start + parameter.numel()].view(parameter.shape)
+        if not fan_in and not path.endswith("bias"):
+            value = 1.0 + value  # scales: norms, layer scale, PReLU
         made[id(parameter)] = nn.Parameter(value, requires_grad=False)
     for module, original in zip(copied.modules(), model.modules(), strict=True):
         module._parameters.update({n: p if p is None else made[id(p)] for n, p in module._parameters.items()})
         for name, buffer in original._buffers.items():
             if buffer is not None:
-                old = buffer.detach().cpu().clone()
-                module._buffers[name] = old.float() if old.is_floating_point() else old
+                old = buffer.detach().cpu()
+                old = old.float() if old.is_floating_point() else old
+                module._buffers[name] = old if isinstance(module, _NormBase) else old.clone()  # a norm's are replaced
     return copied
+
+
+def _stretch(once: Tensor, size: int, fan_in: int) -> Tensor:
+    """At least ``size`` numbers of the noise, as large as suits weights of this fan-in (0: within a half)."""
+    unit = once[:size] * ((6.0 / fan_in) ** 0.5 if fan_in else 0.5)
+    return unit.repeat(-(-size // _PERIOD)) if size > _PERIOD else unit
 
 
 def _fan_in(weight: Tensor) -> int:
     return max(1, weight[0].numel())
 
 
-def _calibrate(model: nn.Module, inputs: Inputs, generator: torch.Generator) -> None:
-    """Fit the batch-norm statistics in one pass, then move them, so that they are neither trivial nor absurd."""
+def _calibrated(model: nn.Module, batch: Inputs, generator: torch.Generator) -> tuple[Inputs, list[Tensor]]:
+    """Give the batch norms statistics near those of ``batch``, neither trivial nor absurd.
+
+    The first sample, and what the network answers to it.
+    """
     norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
-    outputs(model, inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.eval()
-        norm.momentum = momentum
-        assert norm.running_mean is not None and norm.running_var is not None
-        noise = torch.rand(norm.running_var.shape, generator=generator).to(norm.running_var)
-        norm.running_mean += (noise - 0.5) * (norm.running_var + 1e-3).sqrt()
-        norm.running_var.mul_(0.7 + 0.6 * noise).add_(1e-3)
+    noise = torch.rand(sum(norm.num_features for norm in norms), generator=generator)
+    parts = [norm.num_features for norm in norms]
+    shifts = dict(zip(norms, (noise - 0.5).split(parts), strict=True))
+    factors = dict(zip(norms, (0.7 + 0.6 * noise).split(parts), strict=True))
+    called: list[nn.Module] = []
+
+    def fit(norm: _NormBase, args: tuple[Tensor, ...]) -> None:
+        called.append(norm)
+        x = args[0].reshape(*args[0].shape[:2], -1)
+        mean = x.mean(2).mean(0)
+        var = x.square().mean(2).mean(0).sub_(mean.square()).clamp_(min=0.0).add_(1e-3)  # torch.var takes far longer
+        norm._buffers["running_mean"] = mean.addcmul_(shifts[norm], var.sqrt())
+        norm._buffers["running_var"] = var.mul_(factors[norm])
+
+    hooks = [norm.register_forward_pre_hook(fit) for norm in norms]
+    try:
+        answers = outputs(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    sample, size = first_sample(batch), len(image_of(batch))
+    once = len(called) == len(set(called))  # else a norm has other statistics now than it began with
+    if once and all(t.dim() and len(t) == size for t in answers):
+        return sample, [t[:1] for t in answers]
+    return sample, outputs(model, sample)
 
 
 @contextmanager
@@ -187,10 +206,11 @@ def _ignoring(model: nn.Module, pruned: nn.Module, keep: Mapping[Axis, NDArray[n
     """While this lasts, every layer of ``model`` that reads removed channels ignores them."""
     hooks: list[Any] = []
     replaced: dict[str, nn.Module] = {}
+    modules = dict(model.named_modules(remove_duplicate=False))
     for axis, positions in keep.items():
         if axis.side == "param":
             continue
-        module = model.get_submodule(axis.layer)
+        module = modules[axis.layer]
         if isinstance(module, nn.LayerNorm | nn.GroupNorm):
             size = int(module.weight.numel()) if module.weight is not None else int(max(positions)) + 1
             replaced[axis.layer] = module

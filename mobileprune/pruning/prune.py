@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -16,8 +19,20 @@ from mobileprune.pruning.importance import Batches, Criterion, Importance
 from mobileprune.pruning.layers import Axis, Inputs, first_sample, outline, own_tensors, resized
 from mobileprune.pruning.reach import reach
 from mobileprune.pruning.recipe import Recipe, apply, require_pruned, require_same, within
-from mobileprune.pruning.shadow import shadow_of
+from mobileprune.pruning.shadow import require_runs
 from mobileprune.scale import BASE, DIMENSIONS, Scale
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection for a moment: each looks at all that torch has loaded, which takes as long as pruning."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,7 @@ class Pruned:
     params: float
 
 
+@_uncollected()
 def prune(
     model: nn.Module,
     scale: Scale | None,
@@ -102,7 +118,9 @@ def _analysed(
     """The anatomy of the base, to which ``model`` and its recipe belong."""
     if recipe is None:
         if anatomy is None:
-            return Anatomy.of(model, example_input, resolutions=scale is None or scale.resolution < 1.0)
+            resolutions = scale is None or scale.resolution < 1.0
+            depths = scale is None or scale.depth < 1.0
+            return Anatomy.of(model, example_input, resolutions=resolutions, depths=depths)
         require_same(anatomy.base, model, "the anatomy")
         return anatomy
     if anatomy is None:
@@ -144,7 +162,7 @@ def _recipe(
         input_size=choice.size,
         base_input_size=anatomy.base_size,
         base=dict(anatomy.base),
-        versions=_versions(),
+        versions=dict(_versions()),
         listed=tuple(block.name for block in anatomy.blocks if block.listed and block.name in choice.removed),
         method=method,
         network=network,
@@ -170,14 +188,15 @@ def _relative(kept: tuple[int, ...], before: tuple[int, ...] | None) -> list[int
 def _require_runs(pruned: nn.Module, example_input: Inputs, recipe: Recipe) -> None:
     """Run the result once, on shapes where that is possible: a network that cannot run is never handed out."""
     try:
-        shadow_of(pruned, resized(first_sample(example_input), recipe.input_size))
+        require_runs(pruned, resized(first_sample(example_input), recipe.input_size))
     except UsageError as error:
         raise MobilepruneError(
             f"the network pruned to {recipe.scale} does not run: {error}; please report it"
         ) from error
 
 
-def _versions() -> dict[str, str]:
+@cache
+def _versions() -> Mapping[str, str]:
     found = {}
     for package in ("mobileprune", "torch"):
         try:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from mobileprune.pruning.layers import Inputs, like, outline, outputs, tensors_i
 
 _TORCH = str(Path(torch.__file__).parent)
 _PLAIN_CONVOLUTIONS = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
+Result = TypeVar("Result")
 _ACTIVATIONS = {nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.ELU, nn.Mish, nn.Hardtanh}
 
 
@@ -28,13 +29,25 @@ def shadow_of(model: nn.Module, example: Inputs) -> tuple[nn.Module, Inputs, Tra
 
     Raises UsageError where the network does not take the input at all.
     """
+    return _on_shadow(model, example, trace)
+
+
+def require_runs(model: nn.Module, example: Inputs) -> None:
+    """Raise UsageError where ``model`` does not take the input; found out on shapes alone where that is possible."""
+    _on_shadow(model, example, outputs)
+
+
+def _on_shadow(
+    model: nn.Module, example: Inputs, run: Callable[[nn.Module, Inputs], Result]
+) -> tuple[nn.Module, Inputs, Result]:
+    """The shadow, its input, and what ``run`` gives for them."""
     try:
         shadow, shapes = _shadow(model).eval(), like(example, 1, torch.empty, device="meta")
-        return shadow, shapes, trace(shadow, shapes)
+        return shadow, shapes, run(shadow, shapes)
     except Exception:  # whatever: data-dependent control flow, an operation that has no shape function
         shadow = outline(model).eval()
     try:
-        return shadow, example, trace(shadow, example)
+        return shadow, example, run(shadow, example)
     except Exception as error:
         shapes_given = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(example))
         raise UsageError(f"the model fails on an input {shapes_given}: {error}") from error

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mobileprune.pruning.layers import (
     Axis,
@@ -23,11 +23,14 @@ from mobileprune.pruning.layers import (
     outline,
     outputs,
     parameter_dim,
+    quickly,
     tensors_in,
 )
 
+Labels = NDArray[np.int64]
 FIXED = 0  # the label of what cannot be cut: the network's input, constants, what an unknown operation gives
 
+_FIXED = np.array(FIXED)
 _POINTWISE = {"hardswish", "hardswish_", "_prelu_kernel", "rsub"}  # element by element, though torch does not say so
 _SAME = {
     "clone", "contiguous", "detach", "alias", "_to_copy", "lift_fresh", "dropout", "native_dropout", "to", "relu_",
@@ -56,7 +59,7 @@ class ChannelTracer(TorchDispatchMode):
     its input positions and gives its output positions as labels; what moves elements moves their labels; what
     combines elements ties them. Where an operation is not known, all that it reads is tied to FIXED; ``held`` lists
     the labels that became so, by the reason in words. Labels are kept without the dimensions along which they are
-    all the same.
+    all the same, as arrays: working on tensors would be traced, too.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -65,10 +68,11 @@ class ChannelTracer(TorchDispatchMode):
         starts = np.cumsum([1, *self.sizes.values()]).tolist()
         self.start = dict(zip(self.sizes, starts, strict=False))
         self.count = int(starts[-1])
-        self.ties: list[Tensor] = []
-        self.held: dict[str, list[Tensor]] = {}
+        self._numbers = np.arange(self.count)
+        self.ties: list[Labels] = []
+        self.held: dict[str, list[Labels]] = {}
         self.seen: set[Axis] = set()
-        self._labels: dict[int, Tensor] = {}
+        self._labels: dict[int, Labels] = {}
         self._alive: list[Tensor] = []  # an id is unique only while its tensor lives
         self._inside = 0
         for path, parameter in bare_parameters(model):
@@ -77,9 +81,9 @@ class ChannelTracer(TorchDispatchMode):
                 self.seen.add(axis)
                 self._give(parameter, self.numbers(axis), dim)
 
-    def numbers(self, axis: Axis) -> Tensor:
-        """The labels of the positions of ``axis``."""
-        return torch.arange(self.start[axis], self.start[axis] + self.sizes[axis])
+    def numbers(self, axis: Axis) -> Labels:
+        """The labels of the positions of ``axis``: not to be written into."""
+        return self._numbers[self.start[axis] : self.start[axis] + self.sizes[axis]]
 
     def run(self, model: nn.Module, inputs: Inputs, through: Sequence[str] = ()) -> None:
         """Trace one call of ``model``, whose outputs are FIXED; ``through``: modules that tie input to output."""
@@ -88,7 +92,7 @@ class ChannelTracer(TorchDispatchMode):
         with self._hooked(model, through), self:
             results = outputs(model, inputs)
         for tensor in results:
-            self.tie(self._of(tensor), torch.tensor(FIXED))
+            self.tie(self._of(tensor), _FIXED)
 
     def run_training(self, model: nn.Module, inputs: Inputs) -> None:
         """Trace one call in training mode, on shapes alone: further layers, such as auxiliary heads, run in it."""
@@ -117,8 +121,7 @@ class ChannelTracer(TorchDispatchMode):
                 hook.remove()
 
     def _through(self, x: Tensor, y: Tensor) -> None:
-        with _pop_mode_temporarily():  # what is done to labels is not traced
-            self.tie(self._full(x), self._full(y))
+        self.tie(self._full(x), self._full(y))
 
     def _enter(self, *_: Any) -> None:
         self._inside += 1
@@ -126,8 +129,7 @@ class ChannelTracer(TorchDispatchMode):
     def _leave(self, path: str, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
         """A layer is one step, whatever it does inside (pads, standardises its weights, acts)."""
         if self._inside == 1:
-            with _pop_mode_temporarily():
-                self._layer(path, module, args[0], tensors_in(output)[0])
+            self._layer(path, module, args[0], tensors_in(output)[0])
         self._inside -= 1
 
     def _layer(self, path: str, module: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -151,7 +153,7 @@ class ChannelTracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = quickly(func, args, kwargs)
         if not self._inside:
             read = [t for t in tensors_in([*args, *kwargs.values()]) if id(t) in self._labels]
             if read:
@@ -166,19 +168,20 @@ class ChannelTracer(TorchDispatchMode):
         elif name in _RESHAPES:
             self._reshaped(args[0], made[0])
         elif name in _MOVES:
-            self._set(made[0], func(self._full(args[0]), *args[1:], **kwargs))
+            self._set(made[0], func(self._as_tensor(args[0]), *args[1:], **kwargs).numpy())
         elif name == "constant_pad_nd":
-            self._set(made[0], func(self._full(args[0]), args[1], FIXED))
+            self._set(made[0], func(self._as_tensor(args[0]), args[1], FIXED).numpy())
         elif name in _JOINS:
-            self._set(made[0], func([self._full(t) for t in args[0]], *args[1:], **kwargs))
+            self._set(made[0], func([self._as_tensor(t) for t in args[0]], *args[1:], **kwargs).numpy())
         elif name in _CUTS:
             self._cut(name, func, args, kwargs, made)
         elif name in _SPATIAL:
-            self._give(made[0], self._along(args[0], args[0].dim() - (3 if "3d" in name else 2) - 1), 1)
+            labels = self._along(args[0], args[0].dim() - (3 if "3d" in name else 2) - 1)
+            self._set(made[0], _upright(labels, 1, made[0].dim()))
         elif name in _REDUCTIONS and len(made) == 1:
             self._reduced(args[0], args[1:], made[0])
         elif name in _ALONG:
-            self._set(made[0], self._one_along(self._of(args[0]), [args[1]]).expand(self._of(args[0]).shape))
+            self._set(made[0], np.broadcast_to(self._one_along(core := self._of(args[0]), [args[1]]), core.shape))
         elif name == "copy_":
             self._copied(*args[:2])
         elif torch.Tag.pointwise in func.tags or name in _POINTWISE:
@@ -192,28 +195,28 @@ class ChannelTracer(TorchDispatchMode):
         for tensor in made:
             self._fix(tensor)
 
-    def _hold(self, labels: Tensor, reason: str) -> None:
-        self.tie(labels, torch.tensor(FIXED))
+    def _hold(self, labels: Labels, reason: str) -> None:
+        self.tie(labels, _FIXED)
         self.held.setdefault(reason, []).append(labels.flatten())
 
     # What operations do to labels
 
     def _reshaped(self, x: Tensor, y: Tensor) -> None:
         """A dimension split in two is taken for groups of equal channels: all keep the same positions."""
-        labels = self._full(x).reshape(y.shape)
+        labels = self._full(x).reshape(tuple(y.shape))
         core = self._of(x)
         for old, new in _matching(x.shape, y.shape):
             long = [d for d in new if y.shape[d] > 1]
             if len(long) > 1 and any(core.shape[d] > 1 for d in old):
                 for d in long[:-1]:
-                    self.tie(labels, labels.narrow(d, 0, 1))
+                    self.tie(labels, _narrow(labels, d, 1))
         self._set(y, labels)
 
     def _cut(self, name: str, func: Any, args: Any, kwargs: Mapping[str, Any], made: Sequence[Tensor]) -> None:
         """Slices have fixed ends: what lies before the last end stays. Equal splits are taken for groups."""
         x = args[0]
         labels = self._full(x)
-        pieces = tensors_in(func(labels, *args[1:], **kwargs))
+        pieces = [piece.numpy() for piece in tensors_in(func(self._as_tensor(x), *args[1:], **kwargs))]
         dim = 0 if name == "unbind" else args[1] if name in ("slice", "select", "narrow") else 0
         dim = args[1] if name == "unbind" and len(args) > 1 else dim
         if "split" in name or name == "chunk":
@@ -226,7 +229,7 @@ class ChannelTracer(TorchDispatchMode):
         for tensor, piece in zip(made, pieces, strict=True):
             self._set(tensor, piece)
 
-    def _keep_ends(self, name: str, labels: Tensor, pieces: Sequence[Tensor], dim: int, args: Any) -> None:
+    def _keep_ends(self, name: str, labels: Labels, pieces: Sequence[Labels], dim: int, args: Any) -> None:
         size, fixed = labels.shape[dim], labels
         if name in ("split", "chunk", "unsafe_split") and len({p.shape[dim] for p in pieces}) == 1:
             for piece in pieces[1:]:
@@ -239,7 +242,7 @@ class ChannelTracer(TorchDispatchMode):
                 last = low if high == size else high
                 if last == 0:
                     return
-                fixed = labels.narrow(dim, 0, last)
+                fixed = _narrow(labels, dim, last)
         self._hold(fixed, "a slice of fixed size reads them")
 
     def _reduced(self, x: Tensor, args: Sequence[Any], y: Tensor) -> None:
@@ -250,9 +253,8 @@ class ChannelTracer(TorchDispatchMode):
         dims = range(x.dim()) if asked is None or asked == [] else [asked] if isinstance(asked, int) else asked
         dims = sorted(d % x.dim() for d in dims)
         core = self._one_along(core, dims)
-        self._set(
-            y, core if y.dim() == x.dim() else core.reshape([n for d, n in enumerate(core.shape) if d not in dims])
-        )
+        left = [n for d, n in enumerate(core.shape) if d not in dims]
+        self._set(y, core if y.dim() == x.dim() else core.reshape(left))
 
     def _joined(self, operands: Sequence[Tensor], made: Sequence[Tensor]) -> None:
         """Element by element: operands that hold channels along the same dimensions are tied."""
@@ -269,84 +271,106 @@ class ChannelTracer(TorchDispatchMode):
         whole = [core for sides, core in known if not _spreads(sides, shape, [c for _, c in known])]
         if not whole:
             for _, core in known:
-                self.tie(core, torch.tensor(FIXED))
-            whole = [torch.zeros([1] * len(shape), dtype=torch.long)]
+                self.tie(core, _FIXED)
+            whole = [_fixed(len(shape))]
         for core in whole[1:]:
-            one, other = torch.broadcast_tensors(whole[0], core)
+            one, other = np.broadcast_arrays(whole[0], core)
             half = (one == FIXED) != (other == FIXED)
-            if bool(half.any()):
-                self._hold(torch.maximum(one, other)[half], "they meet padding or something else of fixed size")
+            if half.any():
+                self._hold(np.maximum(one, other)[half], "they meet padding or something else of fixed size")
             self.tie(one, other)
-        labels = whole[0].expand(torch.broadcast_shapes(*(core.shape for core in whole)))
+        labels = np.broadcast_to(whole[0], np.broadcast_shapes(*(core.shape for core in whole)))
         for tensor in made:
             self._set(tensor, labels)
 
     def _copied(self, target: Tensor, source: Tensor) -> None:
         """Written into a part of a tensor: both are cut together; into one that holds no channels: the source stays."""
         if id(source) not in self._labels:
-            self.tie(self._of(target), torch.tensor(FIXED))
+            self.tie(self._of(target), _FIXED)
         elif id(target) in self._labels:
             self._joined([target, source], [])
         else:
-            self.tie(self._of(source), torch.tensor(FIXED))
+            self.tie(self._of(source), _FIXED)
 
     # Labels of tensors
 
-    def _aligned(self, tensor: Tensor, dims: int) -> tuple[list[int], Tensor]:
+    def _aligned(self, tensor: Tensor, dims: int) -> tuple[list[int], Labels]:
         core, more = self._of(tensor), [1] * (dims - tensor.dim())
         return [*more, *tensor.shape], core.reshape([*more, *core.shape])
 
-    def _of(self, tensor: Tensor) -> Tensor:
+    def _of(self, tensor: Tensor) -> Labels:
         """The labels of ``tensor``, without the dimensions along which they do not change."""
         found = self._labels.get(id(tensor))
-        return torch.zeros([1] * tensor.dim(), dtype=torch.long) if found is None else found
+        return _fixed(tensor.dim()) if found is None else found
 
-    def _full(self, tensor: Tensor) -> Tensor:
-        return self._of(tensor).expand(tensor.shape)
+    def _full(self, tensor: Tensor) -> Labels:
+        return np.broadcast_to(self._of(tensor), tuple(tensor.shape))
+
+    def _as_tensor(self, tensor: Tensor) -> Tensor:
+        return torch.from_numpy(self._of(tensor).copy()).expand(tensor.shape)
 
     def _fix(self, tensor: Tensor) -> None:
-        self._set(tensor, torch.zeros([1] * tensor.dim(), dtype=torch.long))
+        self._keep(tensor, _fixed(tensor.dim()))
 
-    def _give(self, tensor: Tensor, labels: Tensor, dim: int) -> None:
-        self._set(tensor, labels.reshape([-1 if d == dim else 1 for d in range(tensor.dim())]))
+    def _give(self, tensor: Tensor, labels: Labels, dim: int) -> None:
+        """One label, no two the same, per position of dimension ``dim``."""
+        self._keep(tensor, _upright(labels, dim, tensor.dim()))
 
-    def _set(self, tensor: Tensor, labels: Tensor) -> None:
-        for d in range(labels.dim()):
+    def _set(self, tensor: Tensor, labels: Labels) -> None:
+        for d in range(labels.ndim):
             if labels.shape[d] > 1:
-                first = labels.narrow(d, 0, 1)
-                if labels.stride(d) == 0 or bool((labels == first).all()):
+                first = _narrow(labels, d, 1)
+                if labels.strides[d] == 0 or (labels == first).all():
                     labels = first
-        self._labels[id(tensor)] = labels.contiguous()
+        self._keep(tensor, np.ascontiguousarray(labels).reshape(labels.shape))
+
+    def _keep(self, tensor: Tensor, labels: Labels) -> None:
+        self._labels[id(tensor)] = labels
         self._alive.append(tensor)
 
-    def _along(self, tensor: Tensor, dim: int) -> Tensor:
+    def _along(self, tensor: Tensor, dim: int) -> Labels:
         """One label per position of dimension ``dim``; those that share a position are tied."""
         core = self._of(tensor)
-        others = [d for d in range(core.dim()) if d != dim]
-        return self._one_along(core, others).flatten().expand(tensor.shape[dim])
+        others = [d for d in range(core.ndim) if d != dim]
+        return np.broadcast_to(self._one_along(core, others).ravel(), tensor.shape[dim])
 
-    def _one_along(self, core: Tensor, dims: Sequence[int]) -> Tensor:
+    def _one_along(self, core: Labels, dims: Sequence[int]) -> Labels:
         """The labels with every one of ``dims`` shrunk to one position, to which the others are tied."""
         for d in dims:
             if core.shape[d] > 1:
-                first = core.narrow(d, 0, 1)
+                first = _narrow(core, d, 1)
                 self.tie(core, first)
                 core = first
         return core
 
-    def tie(self, a: Tensor, b: Tensor) -> None:
+    def tie(self, one: Labels, other: Labels) -> None:
         """These labels are cut together, element by element after broadcasting."""
-        a, b = torch.broadcast_tensors(a, b)
-        different = a != b
-        if bool(different.any()):
-            self.ties.append(torch.stack([a[different], b[different]]))
+        if one.shape != other.shape:
+            one, other = np.broadcast_arrays(one, other)
+        different = one != other
+        if different.any():
+            self.ties.append(np.stack([one[different], other[different]]))
 
-    def edges(self) -> NDArray[np.int64]:
+    def edges(self) -> Labels:
         """(2, n): all pairs of labels tied."""
-        return torch.cat(self.ties, 1).numpy() if self.ties else np.zeros((2, 0), dtype=np.int64)
+        return np.concatenate(self.ties, axis=1) if self.ties else np.zeros((2, 0), dtype=np.int64)
 
 
-def _spreads(sides: Sequence[int], shape: Sequence[int], cores: Sequence[Tensor]) -> bool:
+def _fixed(dims: int) -> Labels:
+    return np.full([1] * dims, FIXED)
+
+
+def _upright(labels: Labels, dim: int, dims: int) -> Labels:
+    """(n,) labels as an array of ``dims`` dimensions that holds them along ``dim``."""
+    return labels.reshape([-1 if d == dim else 1 for d in range(dims)])
+
+
+def _narrow(labels: Labels, dim: int, end: int) -> Labels:
+    """The labels before ``end`` in dimension ``dim``."""
+    return labels[(slice(None),) * dim + (slice(end),)]
+
+
+def _spreads(sides: Sequence[int], shape: Sequence[int], cores: Sequence[Labels]) -> bool:
     """Whether an operand of these ``sides`` is repeated along a dimension in which the others hold channels."""
     return any(
         side == 1 < size and any(core.shape[d] > 1 for core in cores)
