@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,11 +91,11 @@ class Importance:
         if self.criterion == "bn":
             return np.asarray(weight.detach().abs().double().cpu()) if isinstance(module, _NormBase) else None
         if self.criterion == "l2":
-            return _per_position(module, weight.detach().square(), axis)
+            return _per_position(module, weight.detach(), weight.detach(), axis)
         gradient = self.gradients.get(f"{axis.layer}.weight")
         if gradient is None:
             return None
-        change = _per_position(module, weight.detach() * gradient, axis)
+        change = _per_position(module, weight.detach(), gradient, axis)
         return None if change is None else np.abs(change)
 
 
@@ -119,23 +120,28 @@ def loss_of(model: nn.Module, inputs: Inputs, labels: Tensor, reduction: str = "
     return nn.functional.cross_entropy(tensors_in(given)[0], labels, reduction=reduction)
 
 
-def _per_position(module: nn.Module, values: Tensor, axis: Axis) -> NDArray[np.float64] | None:
-    """``values``, shaped like the layer's weight, summed per position of ``axis``; a depthwise input counts once."""
+def _per_position(module: nn.Module, one: Tensor, other: Tensor, axis: Axis) -> NDArray[np.float64] | None:
+    """``one * other``, both shaped like the layer's weight, summed per position of ``axis``.
+
+    A depthwise input counts once. The product is never held: it would be a second set of weights.
+    """
+    a, b = (np.asarray(t.float().cpu()) for t in (one, other))
     if isinstance(module, _NormBase | nn.LayerNorm):
-        return _numbers(values)
-    if isinstance(module, _ConvNd) and module.groups > 1:
-        if axis.side == ("out" if module.transposed else "in"):
-            if module.in_channels == module.groups:
-                return None
-            per_group = values.unflatten(0, (module.groups, -1)).transpose(1, 2)  # (groups, per group, ...)
-            return _numbers(per_group.flatten(2).sum(2).flatten())
-        return _numbers(values.flatten(1).sum(1))
-    is_out = (axis.side == "out") != bool(getattr(module, "transposed", False))
-    return _numbers(values.sum([d for d in range(values.dim()) if d != (0 if is_out else 1)]))
+        return np.asarray(a * b, dtype=np.float64)
+    first = (axis.side == "out") != bool(getattr(module, "transposed", False))
+    if isinstance(module, _ConvNd) and module.groups > 1 and not first:
+        if module.in_channels == module.groups:
+            return None
+        groups, kernel = module.groups, math.prod(a.shape[2:])
+        shape = (groups, len(a) // groups, a.shape[1], kernel)  # (groups, first of each, second, kernel)
+        return _summed("gfsk,gfsk->gs", a.reshape(shape), b.reshape(shape)).ravel()
+    if first:
+        return _summed("fs,fs->f", a.reshape(len(a), -1), b.reshape(len(a), -1))
+    return _summed("fsk,fsk->s", a.reshape(*a.shape[:2], -1), b.reshape(*a.shape[:2], -1))
 
 
-def _numbers(values: Tensor) -> NDArray[np.float64]:
-    return np.asarray(values.double().cpu())
+def _summed(how: str, a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    return np.asarray(np.einsum(how, a, b), dtype=np.float64)
 
 
 def best(scores: NDArray[np.float64], alive: NDArray[np.int64], count: int) -> NDArray[np.int64]:

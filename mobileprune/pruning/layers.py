@@ -179,7 +179,7 @@ def _slice_grouped(conv: _ConvNd, out: Tensor | None, into: Tensor | None) -> No
 
 def _replace(owner: nn.Module, name: str, positions: Tensor, dim: int) -> None:
     """Index one parameter or buffer of ``owner`` along ``dim``; absent ones (no bias, not affine) are left."""
-    held = owner._parameters if name in owner._parameters else owner._buffers
+    held: dict[str, Any] = owner._parameters if name in owner._parameters else owner._buffers
     old = held.get(name)
     if old is None:
         return
