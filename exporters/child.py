@@ -1,7 +1,7 @@
 """Runs converters in a process of their own: they are native code that can crash, hang or grow.
 
-The child (`exporters.worker`) imports its libraries once (3 s for litert-torch) and can do many jobs. Final files get a
-fresh child each; throw-away files, written by the dozen, share one that stays until this process ends.
+The child (`exporters.worker`) imports its libraries once (6 s for litert-torch), does one job after the other, and
+stays until this process ends. One that dies or is stopped is replaced when the next job comes.
 """
 
 from __future__ import annotations
@@ -115,10 +115,10 @@ def _death(status: int, log: Path) -> str:
     return f"the converter ended with status {status}: {said}"
 
 
-_drafts = Child()
-atexit.register(_drafts.close)
+_shared = Child()
+atexit.register(_shared.close)
 
 
-def drafts_child() -> Child:
-    """The child that all throw-away files share."""
-    return _drafts
+def shared_child() -> Child:
+    """The child of this process."""
+    return _shared

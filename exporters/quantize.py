@@ -12,7 +12,7 @@ import numpy as np
 
 from exporters.artifact import Artifact, InputSpec, sha256_of
 from exporters.base import Options
-from exporters.child import Child, ChildError
+from exporters.child import ChildError, shared_child
 from exporters.errors import ExportError
 from exporters.files import atomic, check_target, with_ending
 from exporters.runtimes import Array
@@ -179,18 +179,16 @@ class _Work:
         self._folder = tempfile.TemporaryDirectory(prefix="mobileprune-")
         self._images = save_images(self._pictures, Path(self._folder.name, "images.npy"))
         self._few = save_images(self._pictures[:RANKING_IMAGES], Path(self._folder.name, "few.npy"))
-        self._child = Child()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._child.close()
         self._folder.cleanup()
 
     def _call(self, function: str, **arguments: Any) -> Any:
         name = f"{_BACKENDS[self._source.format]}:{function}"
         arguments |= {"source": str(self._source.path), "precision": self._precision}
         try:
-            return self._child.call(name, log=self._log, timeout_s=self._timeout_s, **arguments)
+            return shared_child().call(name, log=self._log, timeout_s=self._timeout_s, **arguments)
         except ChildError as error:
             raise failed(self._source.format, str(error), self._log) from error
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporters.artifact import Artifact, InputSpec, sha256_of
 from exporters.base import Exporter, Options
-from exporters.child import Child, ChildError, drafts_child
+from exporters.child import ChildError, shared_child
 from exporters.errors import ExportError
 from exporters.files import atomic, check_target, shown, with_ending
 from exporters.program import program_bytes
@@ -82,9 +82,8 @@ def convert_in_child(
         source, made = Path(folder, "model.pt2"), Path(folder, "model" + exporter.suffix)
         source.write_bytes(program)
         images = save_images(options.calibration, Path(folder, "calibration.npy"))
-        child = Child() if options.simplify else drafts_child()
         try:
-            notes = child.call(
+            notes = shared_child().call(
                 function,
                 log=log,
                 timeout_s=options.timeout_s,
@@ -95,9 +94,6 @@ def convert_in_child(
             )
         except ChildError as error:
             raise failed(exporter.name, str(error), log) from error
-        finally:
-            if options.simplify:
-                child.close()
         if not made.is_file():
             raise failed(exporter.name, "the converter ended well but wrote nothing", log)
         # A converter's own writer may end the process on a full disk: only this copy meets the user's folder.

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exporter_peers import SharedChild, absent, need_format
+from exporter_peers import absent, need_format
 from small_nets import Shelf
 
-import exporters.quantize
-import exporters.writing
+import exporters
 from exporters import exporter, formats
+from exporters.child import shared_child
 
 KINDS = [(name, precision) for name in formats() for precision in exporter(name).precisions]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "fresh_child: the test starts converters' processes of its own")
+    config.addinivalue_line("markers", "fresh_child: the test starts the converters' process anew")
 
 
 @pytest.fixture(params=formats())
@@ -51,10 +51,9 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
 
 
 @pytest.fixture(autouse=True)
-def _one_child(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not request.node.get_closest_marker("fresh_child"):
-        monkeypatch.setattr(exporters.writing, "Child", SharedChild)
-        monkeypatch.setattr(exporters.quantize, "Child", SharedChild)
+def _fresh_child(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("fresh_child"):
+        shared_child().close()
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ from sshd import missing
 sys.path.insert(0, str(Path(__file__).parents[1] / "exporters"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import debian_packages
-from exporter_peers import SharedChild
 from small_nets import SPEC, calibration, export_net, make_net
 
 import exporters.writing
@@ -90,17 +89,15 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
         if reason := exporters.available(name):
             missing(reason)
     made = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporters.writing, "Child", SharedChild)
-        for name, precision in KINDS:
-            path = folder / precision / f"model{exporters.suffix(name)}"
-            path.parent.mkdir(exist_ok=True)
-            if precision == "mixed":
-                pictures = calibration()
-                how = {"precision": "int8", "calibration": pictures, "kept_float": [_LAST_LAYER]}
-                made[name, precision] = exporters.export(make_net("mobile"), SPEC, path, format=name, **how)
-            else:
-                made[name, precision] = export_net("mobile", path, name, precision)
+    for name, precision in KINDS:
+        path = folder / precision / f"model{exporters.suffix(name)}"
+        path.parent.mkdir(exist_ok=True)
+        if precision == "mixed":
+            pictures = calibration()
+            how = {"precision": "int8", "calibration": pictures, "kept_float": [_LAST_LAYER]}
+            made[name, precision] = exporters.export(make_net("mobile"), SPEC, path, format=name, **how)
+        else:
+            made[name, precision] = export_net("mobile", path, name, precision)
     return Shop(made)
 
 
