@@ -66,10 +66,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "image_size": 160,
         "batch_size": 64,
     },
-    "imagenette-mobilenetv3": {
-        "model": "timm:mobilenetv3_large_100",
+    "imagenette-regnetx": {  # from random weights: give it epochs of the base
+        "model": "timm:regnetx_002",
         "data": f"{SHARED}/data/imagenette160.tar",
-        "image_size": 160,
+        "image_size": 128,
         "batch_size": 64,
     },
 }
@@ -324,7 +324,7 @@ def compare(setting: str, seed: int, arguments: argparse.Namespace) -> list[dict
         ours(ctx, ledger, speedup)
     more = 1.0 + probe_epochs(ctx) / ctx.schedule("result").epochs
     for speedup in arguments.speedups:
-        for line in lines(ctx):
+        for line in [name for name in lines(ctx) if name in arguments.rivals or not arguments.rivals]:
             rival(ctx, ledger, line, line, speedup, 1.0)
     for line, _, speedup in (text.rpartition("@") for text in arguments.extra):
         rival(ctx, ledger, f"{line}, with the probes' epochs too", line, float(speedup), more)
@@ -342,6 +342,7 @@ def main() -> None:
     parser.add_argument("--base-epochs", type=int, default=3)
     parser.add_argument("--probe-epochs", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--rivals", nargs="*", default=[], help="names of those to compare with; all unless given")
     parser.add_argument("--extra", nargs="*", default=["torch-pruning, round_to=8@2"], help=_EXTRA_HELP)
     parser.add_argument("--runs", type=Path, default=Path("runs/comparison"))
     parser.add_argument("--csv", type=Path, required=True)
