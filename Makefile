@@ -25,8 +25,11 @@ $(DEV): $(READY)
 demo: $(READY)  ## prune the bundled digits model to half its latency on this machine
 	$(BIN)/mobileprune optimize --device host --budget 50% --run runs/demo
 
-test: $(DEV)  ## run the whole test suite
-	$(BIN)/python -m pytest
+test: $(DEV)  ## run the whole test suite: what talks to peers beside the rest
+	@log=$$(mktemp); $(BIN)/python -m pytest tests/peers > $$log 2>&1 & peers=$$!; \
+	trap 'kill $$peers 2> /dev/null' INT TERM; \
+	$(BIN)/python -m pytest --ignore=tests/peers; rest=$$?; \
+	wait $$peers; found=$$?; cat $$log; rm -f $$log; exit $$((rest > found ? rest : found))
 
 lint: $(DEV)  ## ruff (lint, format), mypy and the import contract
 	$(BIN)/ruff check .

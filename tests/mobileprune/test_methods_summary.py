@@ -48,6 +48,13 @@ def test_every_target_gets_its_verdict() -> None:
     assert said[-1] == "net 2x: at least 2.040x measured; predicted accuracy off by 5.0 points"
 
 
+def test_a_network_that_turns_out_too_slow_is_no_rival() -> None:
+    table = [*TABLE, row("depth only", 0, 2.0, 0.9, 1.9), row("depth only", 1, 2.0, 0.9, 2.1)]
+    found = list(summary(table))
+    assert list(verdicts(table, found))[1] == "net 2x: +0.5 points against the best single dimension, wanted +0.3: met"
+    assert "| depth only | 90.0 ± 0.0 (2.00x, too slow) |" in "\n".join(markdown(table, found, "net"))
+
+
 def test_a_smaller_set_of_arrays_keeps_each_image_with_its_label(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
