@@ -50,10 +50,10 @@ def solve(
             raise UsageError(f"both the run {run} and tables were given: solve one or the other")
         from mobileprune.budget import parse_budgets
         from mobileprune.run import Run
-        from mobileprune.stages.solve import current_budgets, describe_solution, solve_run
+        from mobileprune.stages.solve import current_budgets, describe_solution, solution_dict, solve_run
 
         opened = Run.open(run)
         asked = parse_budgets(budgets) or current_budgets(opened)
         solution = solve_run(opened, asked, how.get("confidence"), how["surrogate"])
-        answer, lines = solution.to_dict(), describe_solution(opened, solution, asked)
+        answer, lines = solution_dict(opened, solution, asked), describe_solution(opened, solution, asked)
     print_lines([json.dumps(answer, indent=1)] if as_json else lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -321,6 +322,14 @@ def _box(scales: Sequence[Scale]) -> Lattice:
         tuple(sorted(set(axis))) for axis in zip(*(s.as_tuple() for s in scales), strict=True)
     )
     return Lattice(depths, widths, resolutions)
+
+
+def solution_dict(run: Run, solution: Solution, budgets: Sequence[Budget]) -> dict[str, Any]:
+    """A solution for JSON: that of the solver, and the accuracy expected of the result (fractions, 80 % interval)."""
+    mean, std = Problem(run, tuple(budgets)).expected(solution.scale)
+    low, high = max(0.0, mean - _REACH * std), min(1.0, mean + _REACH * std)
+    epochs = run.asked["training"]["result_epochs"]
+    return {**solution.to_dict(), "expected_accuracy": {"mean": mean, "low": low, "high": high, "epochs": epochs}}
 
 
 def describe_solution(run: Run, solution: Solution, budgets: Sequence[Budget]) -> list[str]:
