@@ -71,6 +71,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "data": f"{SHARED}/data/imagenette160.tar",
         "image_size": 128,
         "batch_size": 64,
+        "learning_rate": 0.1,
     },
 }
 SETTINGS["imagenette-mobilenetv1-int8"] = {**SETTINGS["imagenette-mobilenetv1"], "precision": "int8"}
