@@ -3,8 +3,8 @@
     .venv/bin/python tools/summarise_methods.py [--csv results/methods.csv]
 
 Writes results/methods_summary.csv, prints the tables of the README, and says of every target whether it is met. Means
-and ranges are over the seeds; a method that some seed could not bring to the speed-up is left out there. One whose final
-network takes more than 2 % longer than asked, as measured beside the others at the end, is shown and not compared with.
+and ranges are over the seeds; a method that some seed could not bring to the speed-up is left out there. One that takes
+more than 2 % longer than asked, measured beside the others at the end, is shown and not compared with.
 """
 
 from __future__ import annotations
