@@ -25,10 +25,10 @@ $(DEV): $(READY)
 demo: $(READY)  ## prune the bundled digits model to half its latency on this machine
 	$(BIN)/mobileprune optimize --device host --budget 50% --run runs/demo
 
-test: $(DEV)  ## run the whole test suite: what talks to peers beside the rest
-	@log=$$(mktemp); $(BIN)/python -m pytest tests/peers > $$log 2>&1 & peers=$$!; \
+test: $(DEV)  ## run the whole test suite: peers and exporters beside the rest
+	@log=$$(mktemp); $(BIN)/python -m pytest tests/peers tests/exporters > $$log 2>&1 & peers=$$!; \
 	trap 'kill $$peers 2> /dev/null' INT TERM; \
-	$(BIN)/python -m pytest --ignore=tests/peers; rest=$$?; \
+	$(BIN)/python -m pytest --ignore=tests/peers --ignore=tests/exporters; rest=$$?; \
 	wait $$peers; found=$$?; cat $$log; rm -f $$log; exit $$((rest > found ? rest : found))
 
 lint: $(DEV)  ## ruff (lint, format), mypy and the import contract
