@@ -13,7 +13,6 @@ link was lost or the program was killed, goes when the same machine measures the
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import posixpath
 import re
 import secrets
@@ -29,6 +28,7 @@ from typing import Any
 
 from device_profiles.devices import folder_names
 from device_profiles.devices.base import Delegation, Device, Loaded, Round, Session
+from device_profiles.digest import sha256
 from device_profiles.errors import DeviceError
 from device_profiles.profile import DeviceProfile
 from device_profiles.runners.client import WorkerClient
@@ -396,8 +396,3 @@ def _remove(remote: Remote, folders: list[str]) -> None:
     while folders:
         with contextlib.suppress(DeviceError):
             remote.remove(folders.pop())
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

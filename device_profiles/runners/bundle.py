@@ -13,7 +13,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from device_profiles.devices.remote import LineFile, Remote, Request, Runner, sha256
+from device_profiles.devices.remote import LineFile, Remote, Request, Runner
+from device_profiles.digest import sha256
 from device_profiles.errors import DeviceError
 
 SCHEMA = 1

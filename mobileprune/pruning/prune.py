@@ -25,7 +25,7 @@ from mobileprune.scale import BASE, DIMENSIONS, Scale
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """No garbage collection for a moment: each looks at all that torch has loaded, which takes as long as pruning."""
+    """No garbage collection for a moment: a full one looks at all that torch has loaded."""
     was = gc.isenabled()
     gc.disable()
     try:

@@ -132,6 +132,16 @@ def test_the_input_model_is_untouched_and_shares_nothing() -> None:
         assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["tiny", "mixed", "torchvision:vgg11_bn", "torchvision:squeezenet1_1"])
+def test_width_alone_is_cut_as_with_a_whole_anatomy(name: str) -> None:
+    """Without one given, blocks are not tried out: what their removal would couple must be coupled all the same."""
+    model = {"tiny": lambda: Tiny(5), "mixed": Mixed}.get(name, lambda: network(name))().eval()
+    scale, image = Scale(1.0, 0.5, 1.0), torch.randn(1, 3, 64, 64)
+    alone, whole = prune(model, scale, image), prune(model, scale, image, anatomy=Anatomy.of(model, image))
+    assert alone.recipe.kept == whole.recipe.kept and alone.scale == whole.scale
+    assert alone.macs == whole.macs < 1.0
+
+
 @given(
     points=st.lists(st.tuples(*[st.floats(0.2, 1.0)] * 3), min_size=2, max_size=4),
     net=st.sampled_from([Tiny, OptionA]),
