@@ -222,8 +222,8 @@ def rival(ctx: Context, ledger: Ledger, name: str, line: str, speedup: float, sc
         ledger.add(key, method=name, speedup=speedup, reached=False, label=label)
         return
     chosen = next(c for c in candidates if c.label == ledger.done[f"line {line}"]["labels"][place])
-    model, size = chosen.build()
     began = time.monotonic()
+    model, size = chosen.start()
     epochs = round(ctx.schedule("result").epochs * scale_epochs)
     stem = ctx.folder("finals") / key.replace(" ", "-").replace(",", "").replace("=", "")
     train(ctx, model, ctx.view_at(size), "result", stem.name, distill=True, epochs=epochs)

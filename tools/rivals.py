@@ -15,28 +15,36 @@ import torch
 import torch_pruning
 from torch import nn
 
-from mobileprune.pruning.prune import prune
 from mobileprune.scale import BASE, Scale
 from mobileprune.stages.context import Context
+from mobileprune.stages.profile import shaped
+from mobileprune.stages.prune import cut
 from mobileprune.stages.solve import Problem, current_budgets
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One network of a line: how to say it, and how to make it from the base (module, input side in pixels)."""
+    """One network of a line: how to say it, and how to make it from the base (module, input side in pixels).
+
+    build: to be timed. prepare: to be fine-tuned, where that takes more, which does not matter for time.
+    """
 
     label: str
     build: Callable[[], tuple[nn.Module, int]]
+    prepare: Callable[[], tuple[nn.Module, int]] | None = None
+
+    def start(self) -> tuple[nn.Module, int]:
+        return (self.prepare or self.build)()
 
 
 def _at(ctx: Context, scale: Scale) -> Candidate:
-    def build() -> tuple[nn.Module, int]:
-        if scale == BASE:
-            return copy.deepcopy(ctx.base), ctx.data.size
-        pruned = prune(ctx.base, scale, ctx.example[:1], anatomy=ctx.anatomy, ranking=ctx.ranking)
-        return pruned.model, pruned.input_size[0]
+    """The base cut to ``scale`` as mobileprune cuts it."""
 
-    return Candidate(str(scale), build)
+    def prepare() -> tuple[nn.Module, int]:
+        network = cut(ctx, scale, BASE)
+        return copy.deepcopy(network.model), network.size
+
+    return Candidate(str(scale), lambda: shaped(ctx, scale), prepare)
 
 
 def width_only(ctx: Context) -> list[Candidate]:

@@ -18,8 +18,9 @@ from torch.nn.modules.conv import _ConvNd
 from mobileprune.errors import UsageError
 from mobileprune.pruning.couplings import ChannelGroup
 from mobileprune.pruning.layers import Axis, Inputs, outline, tensors_in
+from mobileprune.pruning.moments import Moments, by_group
 
-Criterion = Literal["l2", "bn", "taylor", "random"]
+Criterion = Literal["l2", "bn", "taylor", "reconstruction", "random"]
 Batches = Iterable[tuple[Inputs, Tensor]]
 """Batches of (images, labels): (N, C, H, W) normalised at the size of the model, and (N,) class numbers."""
 
@@ -32,26 +33,36 @@ class Importance:
     there: the group importance of DepGraph (arXiv 2301.12900, with p = 2) as torch-pruning computes it. bn: the mean of
     the absolute scales of its batch norms (network slimming, arXiv 1708.06519); l2 for a group without one. taylor: the
     mean over those layers of |sum of weight x gradient|, the first-order change of the loss when it is zeroed (arXiv
-    1906.10771). random: uniform noise, the same for the same seed.
+    1906.10771). reconstruction: the mean over the layers that read it of what no other channel can make up for there
+    (``Moments.own_shares``); l2 for a group that none of them reads. random: uniform noise, the same for the same seed.
     """
 
     criterion: Criterion
     model: nn.Module
     gradients: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    moments: Mapping[str, Moments] = field(default_factory=dict, repr=False)
     seed: int = 0
 
     @classmethod
     def of(
-        cls, model: nn.Module, criterion: Criterion = "l2", batches: Batches | None = None, seed: int = 0
+        cls,
+        model: nn.Module,
+        criterion: Criterion = "l2",
+        batches: Batches | None = None,
+        seed: int = 0,
+        moments: Mapping[str, Moments] | None = None,
     ) -> Importance:
-        """batches: what ``taylor`` takes its gradients from. Raises UsageError where they are missing."""
+        """batches: what ``taylor`` takes its gradients from. moments: of what the layers read, for ``reconstruction``.
+
+        Raises UsageError where the batches are missing.
+        """
         if criterion not in get_args(Criterion):
             raise UsageError(f"importance={criterion!r}: choose one of {', '.join(get_args(Criterion))}")
         if criterion != "taylor":
-            return cls(criterion, model, seed=seed)
+            return cls(criterion, model, moments=moments or {}, seed=seed)
         if batches is None:
             raise UsageError("importance='taylor' needs labelled images: pass batches=[(images, labels), ...]")
-        return cls(criterion, model, gradients_of(model, batches), seed)
+        return cls(criterion, model, gradients_of(model, batches), seed=seed)
 
     @cached_property
     def _modules(self) -> dict[str, nn.Module]:
@@ -76,7 +87,7 @@ class Importance:
             if axis in kept:
                 at = np.searchsorted(np.asarray(kept[axis]), at)
             scores.append(points[at].sum(axis=1))
-        if not scores and self.criterion == "bn":
+        if not scores and self.criterion in ("bn", "reconstruction"):
             return Importance("l2", self.model).of_channels(group, alive, kept)
         return np.mean(scores, axis=0) if scores else np.zeros(len(alive))
 
@@ -85,6 +96,9 @@ class Importance:
         module = self._modules.get(axis.layer)
         if module is None:
             return None  # inside a removed block, or a bare parameter
+        if self.criterion == "reconstruction":
+            seen = self.moments.get(axis.layer) if axis.side == "in" else None
+            return seen.own_shares(by_group(module)) if seen and seen.count else None
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or isinstance(module, nn.PReLU | nn.GroupNorm):
             return None

@@ -5,11 +5,10 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-import numpy as np
 from torch import nn
 
 from mobileprune.errors import MobilepruneError, UsageError
@@ -17,8 +16,10 @@ from mobileprune.pruning.allocation import FLOOR, Allocation, Widths
 from mobileprune.pruning.anatomy import Anatomy, Choice
 from mobileprune.pruning.importance import Batches, Criterion, Importance
 from mobileprune.pruning.layers import Axis, Inputs, first_sample, outline, own_tensors, resized
+from mobileprune.pruning.moments import Moments, input_moments
 from mobileprune.pruning.reach import reach
-from mobileprune.pruning.recipe import Recipe, apply, require_pruned, require_same, within
+from mobileprune.pruning.recipe import Recipe, apply, relative, require_pruned, require_same, within
+from mobileprune.pruning.reconstruct import reconstruct_weights
 from mobileprune.pruning.shadow import require_runs
 from mobileprune.scale import BASE, DIMENSIONS, Scale
 
@@ -39,7 +40,8 @@ def _uncollected() -> Iterator[None]:
 class Pruned:
     """A pruned network: a new ``model`` that takes inputs of ``input_size`` (h, w), at ``scale`` of its base.
 
-    macs and params: the shares of the base's multiply-accumulates and parameters that it has.
+    macs and params: the shares of the base's multiply-accumulates and parameters that it has. unreconstructed: the
+    layers that lost inputs and, though asked to, could not make up for them, with the reason.
     """
 
     model: nn.Module
@@ -48,6 +50,7 @@ class Pruned:
     scale: Scale
     macs: float
     params: float
+    unreconstructed: Mapping[str, str] = field(default_factory=dict)
 
 
 @_uncollected()
@@ -66,6 +69,7 @@ def prune(
     widths: Widths = "uniform",
     floor: float = FLOOR,
     batches: Batches | None = None,
+    reconstruct: bool = False,
     seed: int = 0,
 ) -> Pruned:
     """Prune ``model`` to the realisable scale closest to ``scale``, which is relative to the base; leave it untouched.
@@ -78,10 +82,14 @@ def prune(
     already lost, where it is itself a pruned network (its fine-tuned weights then say which channels go next); the
     anatomy is then needed.
 
-    importance: which channels of a group stay, see ``Importance``; "taylor" needs ``batches`` of (images, labels), and
-    "random" takes ``seed``. widths: "uniform" keeps the same share of every group; "global" keeps more where they
-    matter most across the groups, and of none less than ``floor`` of its uniform number, see ``Allocation``. The cost
-    of uniform widths is known beforehand (``Anatomy.cost``), that of global ones from the result.
+    importance: which channels of a group stay, see ``Importance``; "random" takes ``seed``. reconstruct: whether the
+    layers that lose inputs make up for them with the weights of the others (``reconstruct_weights``). This and the
+    importances "taylor" and "reconstruction" need ``batches`` of (images, labels), which may be gone through twice: a
+    few hundred training images, normalised, at the size of the model; labels matter to "taylor" alone.
+
+    widths: "uniform" keeps the same share of every group; "global" keeps more where they matter most across the groups,
+    and of none less than ``floor`` of its uniform number, see ``Allocation``. The cost of uniform widths is known
+    beforehand (``Anatomy.cost``), that of global ones from the result.
 
     Raises UsageError where the scale asks for what cannot be pruned, changes nothing, or is larger than the scale that
     ``model`` already has; MobilepruneError where model, anatomy and recipe do not belong together.
@@ -99,17 +107,40 @@ def prune(
     anatomy.require_possible(scale)
     choice = anatomy.choose(scale, ranking, recipe.removed if recipe else ())
     _require_smaller(choice.scale, recipe.scale if recipe else BASE)
-    scorer = Importance.of(model, importance, batches, seed)
+    reads = reconstruct or importance == "reconstruction"
+    moments = _moments(model, anatomy, choice, recipe, batches) if reads else {}
+    scorer = Importance.of(model, importance, batches, seed, moments)
     choice, kept = allocation.of(anatomy, choice, scorer, recipe.kept if recipe else {}, target)
     method = {"importance": importance, "widths": widths, "blocks": "evenly spread" if ranking is None else "ranked"}
+    method |= {"weights": "reconstructed"} if reconstruct else {}
     network = recipe.network if recipe else f"{type(model).__module__}.{type(model).__qualname__}"
     child = _recipe(anatomy, choice, kept, method, network)
     _require_change(scale, child, recipe)
     pruned = _cut(model, child, recipe)
     _require_runs(pruned, example_input, child)
+    unreconstructed = reconstruct_weights(pruned, child, model, moments, recipe) if reconstruct else {}
     base, left = anatomy.cost(BASE), anatomy.cost_of(choice)
     shares = (left.macs / max(1, base.macs), left.params / max(1, base.params))
-    return Pruned(pruned, choice.size, child, choice.scale, *shares)
+    return Pruned(pruned, choice.size, child, choice.scale, *shares, unreconstructed)
+
+
+def _moments(
+    model: nn.Module, anatomy: Anatomy, choice: Choice, parent: Recipe | None, batches: Batches | None
+) -> dict[str, Moments]:
+    """What the layers read whose inputs may go, in ``model`` without the blocks that go; empty where no channel goes.
+
+    Blocks that leave a list are still there: their channels go with them, and are made up for as others are.
+    """
+    if batches is None:
+        raise UsageError("to reconstruct what layers give takes images: pass batches=[(images, labels), ...]")
+    listed = {block.name for block in anatomy.blocks if block.listed}
+    before, already = (parent.scale.width, parent.removed) if parent else (1.0, ())
+    going = [name for name in choice.removed if name not in already]
+    if choice.scale.width > before - 1e-9 and listed.isdisjoint(going):
+        return {}
+    readers = dict.fromkeys(axis.layer for group in anatomy.groups for axis in group.members if axis.side == "in")
+    images = (inputs for inputs, _ in batches)
+    return input_moments(model, readers, [name for name in going if name not in listed], images, choice.size)
 
 
 def _analysed(
@@ -174,15 +205,10 @@ def _cut(model: nn.Module, child: Recipe, parent: Recipe | None) -> nn.Module:
     before = parent.kept if parent else {}
     already = parent.removed if parent else ()
     pruned = outline(model)
-    step = {axis: _relative(at, before.get(axis)) for axis, at in child.kept.items()}
+    step = {axis: relative(at, before.get(axis)) for axis, at in child.kept.items()}
     apply(pruned, [name for name in child.removed if name not in already], step, child.listed)
     own_tensors(pruned, model)
     return pruned
-
-
-def _relative(kept: tuple[int, ...], before: tuple[int, ...] | None) -> list[int]:
-    """Base positions as positions in a network that still has the base positions ``before``."""
-    return list(kept) if before is None else np.searchsorted(np.asarray(before), np.asarray(kept)).tolist()
 
 
 def _require_runs(pruned: nn.Module, example_input: Inputs, recipe: Recipe) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from mobileprune.errors import MobilepruneError
@@ -177,3 +178,8 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def within(name: str, blocks: Sequence[str]) -> bool:
     """Whether the module or parameter at ``name`` is one of ``blocks`` or inside of one."""
     return any(name == block or name.startswith(block + ".") for block in blocks)
+
+
+def relative(kept: Sequence[int], before: Sequence[int] | None) -> list[int]:
+    """Base positions as positions in a network that still has the base positions ``before`` (None: all)."""
+    return list(kept) if before is None else np.searchsorted(np.asarray(before), np.asarray(kept)).tolist()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
+from mobileprune.data import Split
 from mobileprune.pruning.norms import reestimate_norms
 from mobileprune.pruning.prune import prune as prune_model
 from mobileprune.pruning.recipe import Recipe, rebuild
@@ -17,8 +19,9 @@ from mobileprune.stages.accuracies import probed_scales, start_of
 from mobileprune.stages.context import Context
 from mobileprune.stages.records import read_costs, scale_key
 from mobileprune.stages.solve import chosen_scale
+from mobileprune.training.batches import View
 
-_NORM_IMAGES, _NORM_BATCH = 512, 64
+_CALIBRATION_IMAGES, _BATCH = 512, 64
 
 
 @dataclass(frozen=True)
@@ -60,19 +63,36 @@ def cut(ctx: Context, scale: Scale, parent: Scale) -> Network:
         start = restore(ctx, ctx.run.path / "probes" / scale_key(parent), "weights")
     if scale == parent:
         return start
+    images = ctx.data.train.sample(_CALIBRATION_IMAGES, ctx.seed)
+    batches = _Calibration(images, ctx.view_at(start.size))
     pruned = prune_model(
-        start.model, scale, ctx.example[:1], anatomy=ctx.anatomy, ranking=ctx.ranking, recipe=start.recipe
+        start.model,
+        scale,
+        ctx.example[:1],
+        anatomy=ctx.anatomy,
+        ranking=ctx.ranking,
+        recipe=start.recipe,
+        importance="reconstruction",
+        reconstruct=True,
+        batches=batches,
     )
-    _reestimate_norms(ctx, pruned.model, pruned.input_size[0])
-    return Network(pruned.model, pruned.recipe, pruned.input_size[0])
+    size = pruned.input_size[0]
+    reestimate_norms(pruned.model, (seen for seen, _ in replace(batches, view=ctx.view_at(size))))
+    for layer, why in pruned.unreconstructed.items():
+        ctx.run.once("note", f"width: {layer} does not make up for the inputs that it loses: {why}", dict)
+    return Network(pruned.model, pruned.recipe, size)
 
 
-def _reestimate_norms(ctx: Context, model: nn.Module, size: int) -> None:
-    """Fit the batch-norm statistics to what the pruned network sees; training starts from there."""
-    images, view = ctx.data.train.sample(_NORM_IMAGES, ctx.seed).images, ctx.view_at(size)
-    batches = [batch for batch in images.split(_NORM_BATCH) if len(batch) > 1]
-    if batches:
-        reestimate_norms(model, map(view, batches))
+@dataclass(frozen=True)
+class _Calibration:
+    """Batches of (images as ``view`` shows them, labels), as often as one likes."""
+
+    images: Split
+    view: View
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        parts = zip(self.images.images.split(_BATCH), self.images.labels.split(_BATCH), strict=True)
+        return ((self.view(pixels), labels) for pixels, labels in parts if len(pixels) > 1)
 
 
 def store(network: Network, folder: Path, name: str) -> None:

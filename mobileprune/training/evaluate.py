@@ -13,6 +13,10 @@ from mobileprune.data import Split
 from mobileprune.training.batches import View
 from mobileprune.training.memory import out_of_memory, release
 
+_MOST = 256  # images at once
+# On two cores 160 px are scored at 140 images a second in batches of 64, at 59 in batches of 256; 32 px at any alike.
+_CPU_PIXELS = 64 * 160**2
+
 
 @dataclass(frozen=True)
 class Score:
@@ -32,12 +36,18 @@ class Score:
         return {**asdict(self), "std": self.std}
 
 
+def _usual_batch(side: int, device: torch.device) -> int:
+    return _MOST if device.type != "cpu" else max(1, min(_MOST, _CPU_PIXELS // side**2))
+
+
 @torch.inference_mode()
-def evaluate(model: nn.Module, split: Split, view: View, *, batch_size: int = 256) -> Score:
+def evaluate(model: nn.Module, split: Split, view: View, *, batch_size: int = 0) -> Score:
     """Score ``model`` in eval mode on ``split``, in float32. Its mode is left as found.
 
-    Batches that do not fit into memory are halved."""
+    Without a ``batch_size`` a CPU gets fewer of large images at once. Batches that do not fit into memory are halved.
+    """
     device = next(model.parameters()).device
+    batch_size = batch_size or _usual_batch(view.size, device)
     was_training = model.training
     model.eval()
     count = len(split)

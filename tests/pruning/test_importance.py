@@ -82,7 +82,7 @@ def test_what_is_missing_or_unknown_is_said() -> None:
         prune(Tiny(2), Scale(1, 0.5, 1), X, importance="taylor")
     with pytest.raises(UsageError, match="no batches"):
         prune(Tiny(2), Scale(1, 0.5, 1), X, importance="taylor", batches=[])
-    with pytest.raises(UsageError, match="choose one of l2, bn, taylor, random"):
+    with pytest.raises(UsageError, match="choose one of l2, bn, taylor, reconstruction, random"):
         prune(Tiny(2), Scale(1, 0.5, 1), X, importance="size")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="choose one of uniform, global"):
         prune(Tiny(2), Scale(1, 0.5, 1), X, widths="best")  # type: ignore[arg-type]
