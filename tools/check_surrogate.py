@@ -71,7 +71,7 @@ def latency_shares(ctx: Context, scales: Sequence[Scale]) -> dict[Scale, tuple[f
         model, size = shaped(ctx, scale)
         files[scale] = ctx.folder("checks") / f"{scale_key(scale)}.{ctx.timing_format}"
         export_for_timing(ctx, model, size, files[scale])
-    found = measure(ctx, {scale_key(s): path for s, path in files.items()}).measurements
+    found = measure(ctx, {scale_key(s): path for s, path in files.items()}, scale_key(BASE)).measurements
     for path in files.values():
         path.unlink()
     base = found[scale_key(BASE)].latency_ms

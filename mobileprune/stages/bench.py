@@ -22,8 +22,8 @@ def bench(ctx: Context) -> None:
     require(ctx.run, "artifact", f"{key}.{ctx.format}", "export")
     files = _files(ctx, key)
     ctx.display.stage("bench", f"{len(files)} files on {ctx.profile.title}, in the same rounds")
-    report = measure(ctx, files)
     own = ctx.format
+    report = measure(ctx, files, f"base.{own}")
     sample = {scale_key(BASE): report.measurements[f"base.{own}"], key: report.measurements[f"result.{own}"]}
     record(ctx, sample, {key: (scale, files[f"result.{own}"].stat().st_size)})
     ctx.run.journal.append("measured", key, scale=scale.as_tuple(), report=report.to_dict())

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 import exporters
-from device_profiles.benchmark import Measurement, Report, benchmark
+from device_profiles.benchmark import DRIFT_LIMIT, Measurement, Report, benchmark
 from device_profiles.devices import open_device
 from exporters import verify
 from mobileprune.errors import UsageError
@@ -23,6 +24,7 @@ from mobileprune.stages.context import Context
 from mobileprune.stages.records import CostLike, Costs, scale_key
 from mobileprune.stages.train import train_base
 
+_SESSIONS = 3  # of a measurement in which the base strays
 _DRAFT_TOLERANCE = 1e-3  # of the largest logit
 _FLOAT = "float32"
 
@@ -41,7 +43,7 @@ def profile(ctx: Context) -> None:
     ctx.display.stage("profile", f"latency of {len(scales)} scales on {ctx.profile.title}")
     files = {scale_key(s): path for s, path in _exported(ctx, scales).items()}
     beside = _float_beside(ctx)
-    report = measure(ctx, {**files, **beside})
+    report = measure(ctx, {**files, **beside}, scale_key(BASE))
     record(ctx, report.measurements, {scale_key(s): (s, files[scale_key(s)].stat().st_size) for s in scales})
     if beside:
         _say_if_slower(ctx, report.measurements[scale_key(BASE)], report.measurements[_FLOAT])
@@ -150,8 +152,26 @@ def export_for_timing(ctx: Context, model: nn.Module, size: int, path: Path, pre
         exporters.export(model, spec, path, format=ctx.timing_format)
 
 
-def measure(ctx: Context, files: Mapping[str, Path]) -> Report:
-    """Time the files on the run's device, interleaved."""
+def measure(ctx: Context, files: Mapping[str, Path], base: str) -> Report:
+    """Time the files on the run's device, interleaved; again where ``base``, the base's among them, strays.
+
+    What is kept of a measurement are shares of the base. One in which the base took a time that it never took before in
+    this run may be of a moment that slowed it alone, so it counts only if the next one agrees. The last one is taken
+    however that ends.
+    """
+    seen = [float(entry["base_ms"]) for entry in ctx.run.journal.all("latency")]
+    for more in reversed(range(_SESSIONS)):
+        report = _measure_once(ctx, files)
+        now = report.measurements[base].latency_ms
+        if not seen or min(abs(now / before - 1) for before in seen) <= DRIFT_LIMIT:
+            break
+        what = "measured again" if more else "the device does not settle, so times may be off as much"
+        ctx.display.say(f"the base took {now:.3g} ms, and {median(seen):.3g} ms before: {what}", style="yellow")
+        seen.append(now)
+    return report
+
+
+def _measure_once(ctx: Context, files: Mapping[str, Path]) -> Report:
     device = open_device(ctx.profile)
     verb = "predicting" if ctx.profile.kind == "predicted" else "measuring"
     try:

@@ -66,7 +66,7 @@ def _measure_candidates(ctx: Context, scales: Sequence[Scale], budgets: Sequence
     for which, path in zip((BASE, *scales), files.values(), strict=True):
         model, size = shaped(ctx, which)
         export_for_timing(ctx, model, size, path)
-    measured = measure(ctx, files).measurements
+    measured = measure(ctx, files, scale_key(BASE)).measurements
     record(ctx, measured, {scale_key(s): (s, files[scale_key(s)].stat().st_size) for s in scales})
     for path in files.values():
         path.unlink()
