@@ -19,7 +19,7 @@ from mobileprune.pruning.layers import Inputs, axes_of, is_depthwise, outline, o
 
 _PIXELS = 16  # of an image that count at each layer: neighbours say much the same
 _MOST_INPUTS = 4096  # of a group of a layer: their moments are as many squared
-_RIDGE = 0.1  # of the mean second moment of an input: results/reconstruction.csv
+RIDGE = 0.1  # of the mean second moment of an input: results/reconstruction.csv
 
 Size = tuple[int, int]
 
@@ -78,7 +78,7 @@ class Moments:
 
 
 def _ridged(second: Tensor) -> Tensor:
-    ridge = _RIDGE * second.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
+    ridge = RIDGE * second.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
     return second + ridge[:, None, None] * torch.eye(second.shape[1], dtype=second.dtype)
 
 

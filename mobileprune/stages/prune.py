@@ -63,8 +63,7 @@ def cut(ctx: Context, scale: Scale, parent: Scale) -> Network:
         start = restore(ctx, ctx.run.path / "probes" / scale_key(parent), "weights")
     if scale == parent:
         return start
-    images = ctx.data.train.sample(_CALIBRATION_IMAGES, ctx.seed)
-    batches = _Calibration(images, ctx.view_at(start.size))
+    batches = calibration(ctx, start.size)
     pruned = prune_model(
         start.model,
         scale,
@@ -83,9 +82,14 @@ def cut(ctx: Context, scale: Scale, parent: Scale) -> Network:
     return Network(pruned.model, pruned.recipe, size)
 
 
+def calibration(ctx: Context, size: int) -> Calibration:
+    """The training images that weights and norm statistics are fitted to what a pruned network sees by."""
+    return Calibration(ctx.data.train.sample(_CALIBRATION_IMAGES, ctx.seed), ctx.view_at(size))
+
+
 @dataclass(frozen=True)
-class _Calibration:
-    """Batches of (images as ``view`` shows them, labels), as often as one likes."""
+class Calibration:
+    """Batches of (images as ``view`` shows them, labels), as often as one likes; none of one image alone."""
 
     images: Split
     view: View

@@ -125,7 +125,7 @@ def train_here(
         ctx.view_at(lesson.size),
         replace(schedule, epochs=lesson.epochs or schedule.epochs),
         seed=ctx.seed,
-        teacher=_teacher(ctx) if lesson.distill else None,
+        teacher=teacher_of(ctx) if lesson.distill else None,
         progress=progress,
         say=say,
         checkpoint=ctx.folder("training") / f"{lesson.stem}.pt",
@@ -138,7 +138,7 @@ def forget(ctx: Context, name: str) -> None:
     (ctx.folder("training") / f"{stem_of(name)}.pt").unlink(missing_ok=True)
 
 
-def _teacher(ctx: Context) -> Teacher:
+def teacher_of(ctx: Context) -> Teacher:
     """The base, which the pruned networks learn from."""
     return Teacher(copy.deepcopy(ctx.base).to(ctx.device).eval(), ctx.view)
 
@@ -182,7 +182,7 @@ def choose_rate(ctx: Context, network: Callable[[], Network]) -> None:
     """Where the fine-tuning rate is to be measured: measure it once on ``network``, for all probes and results."""
     if ctx.asked["training"]["finetune_learning_rate"] == AUTO and not ctx.run.journal.get("training", FINETUNE_RATE):
         found = network()
-        _choose_rate(ctx, FINETUNE_RATE, "probe", found.model, ctx.view_at(found.size), _teacher(ctx))
+        _choose_rate(ctx, FINETUNE_RATE, "probe", found.model, ctx.view_at(found.size), teacher_of(ctx))
 
 
 def _choose_rate(ctx: Context, key: str, what: str, model: nn.Module, view: View, teacher: Teacher | None) -> None:

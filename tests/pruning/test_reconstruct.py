@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mobileprune.errors import UsageError
 from mobileprune.pruning.anatomy import Anatomy
 from mobileprune.pruning.layers import Axis
-from mobileprune.pruning.moments import _PIXELS, _RIDGE, Moments, by_group, input_moments, unfit
+from mobileprune.pruning.moments import _PIXELS, RIDGE, Moments, by_group, input_moments, unfit
 from mobileprune.pruning.norms import reestimate_norms
 from mobileprune.pruning.prune import prune
 from mobileprune.pruning.recipe import Recipe
@@ -54,7 +54,7 @@ def test_the_regression_is_that_of_augmented_least_squares(seed: int, gone: int)
     x = rows.double().numpy()
     centre = x.mean(0)
     inputs, targets = (x - centre)[:, kept], (x - centre)[:, ~kept]
-    ridge = _RIDGE * inputs.var(0).mean()
+    ridge = RIDGE * inputs.var(0).mean()
     augmented = np.concatenate([inputs, np.sqrt(len(x) * ridge) * np.eye(inputs.shape[1])])
     zeros = np.zeros((inputs.shape[1], gone))
     by_hand = np.linalg.lstsq(augmented, np.concatenate([targets, zeros]), rcond=None)[0].T
@@ -70,7 +70,7 @@ def test_own_share_is_the_error_left_when_all_other_weights_are_fitted_anew(seed
     layer = nn.Linear(6, 3)
     shares = seen_by(layer, rows).own_shares(by_group(layer))
     x = (rows - rows.mean(0)).double().numpy()
-    ridge = _RIDGE * x.var(0).mean()
+    ridge = RIDGE * x.var(0).mean()
     weight = layer.weight.detach().double().numpy()
     whole = sum((weight[:, i] ** 2).sum() * x[:, i].var() for i in range(6))
     for i in range(6):
