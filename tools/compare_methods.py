@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tarfile
 import time
@@ -80,6 +81,7 @@ COLUMNS = (
     "validation_top1", "test_top1", "predicted_validation_top1", "expected_validation_top1", "onnx_ms", "onnx_spread",
     "onnx_speedup", "tflite_ms", "tflite_spread", "tflite_speedup", "schedule", "wall_s",
 )  # fmt: skip
+_TRAINED = ("data", "training", "epoch", "base", "ranking", "probe")  # of a journal: what another precision shares
 _VALIDATION_IMAGES = 5_000  # of a smaller CIFAR-10; half as many photographs
 
 _EXTRA_HELP = "RIVAL@SPEEDUP that is also trained for as many more epochs as the probes took"
@@ -143,6 +145,23 @@ def _fewer_members(source: Path, target: Path, count: int, seed: int) -> None:
             entry = tarfile.TarInfo(f"{places[member.name] if split == 'train' else 'test'}/{folder}/{name}")
             entry.size = member.size
             made.addfile(entry, archive.extractfile(member))
+
+
+def take_over(run: Run, other: Path) -> None:
+    """Give ``run`` the base and the probes of ``other``, where it has none: what they are does not depend on the
+    precision of the files. SystemExit where the two ask for other networks, images or schedules."""
+    if run.journal.get("base", "score") is not None:
+        return
+    theirs = Run.open(other)
+    if differing := [part for part in ("model", "data", "training") if theirs.asked[part] != run.asked[part]]:
+        raise SystemExit(
+            f"{other} was begun with another {differing[0]}: its base and probes are not those of {run.path}"
+        )
+    for folder in ("base", "probes"):
+        shutil.copytree(other / folder, run.path / folder, ignore=shutil.ignore_patterns("artifacts"))
+    for entry in theirs.journal.entries:
+        if entry["kind"] in _TRAINED:
+            run.journal.append(**{name: value for name, value in entry.items() if name != "time"})
 
 
 def probe_epochs(ctx: Context) -> float:
@@ -330,7 +349,9 @@ def compare(setting: str, seed: int, arguments: argparse.Namespace) -> list[dict
     if arguments.images:
         asked["data"] = str(fewer(Path(asked["data"]), arguments.runs, arguments.images, seed))
     with locked(path):
-        open_or_create(path, Request(**asked))
+        run = open_or_create(path, Request(**asked))
+        if arguments.base_from:
+            take_over(run, arguments.base_from)
     ledger = Ledger(path / "comparison.jsonl")
     for speedup in sorted(arguments.speedups, reverse=True):  # the probes of the hardest serve the others, too
         optimize(run=path, budget=f"{100 / speedup:.6g}%")
@@ -353,6 +374,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=0, help="training images; all unless given")
     parser.add_argument("--probes", type=int, default=8)
     parser.add_argument("--probe-images", type=int, default=0, help="of every probe; all unless given")
+    parser.add_argument("--base-from", type=Path, help="a run in another precision whose base and probes are used")
     parser.add_argument("--base-epochs", type=int, default=3)
     parser.add_argument("--probe-epochs", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=3)

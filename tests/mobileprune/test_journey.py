@@ -20,6 +20,7 @@ from conftest import QUESTION, Call, command
 
 import mobileprune
 from exporters.manifest import read_manifest
+from mobileprune.pruning.recipe import Recipe
 from mobileprune.run import Journal
 
 
@@ -59,6 +60,14 @@ def test_probes_form_chains(finished: Path) -> None:
     assert any(e["parent"] in scales for e in probes)
     for entry in probes:
         assert all(p >= s for p, s in zip(entry["parent"], entry["scale"], strict=True))
+
+
+def test_recipes_say_how_channels_were_chosen(finished: Path) -> None:
+    recipes = [Recipe.from_json(path.read_text()) for path in finished.rglob("recipe.json")]
+    narrower = [recipe for recipe in recipes if recipe.scale.width < 1.0]
+    assert narrower
+    for recipe in narrower:
+        assert (recipe.method["importance"], recipe.method["weights"]) == ("reconstruction", "reconstructed")
 
 
 _LOADS = """
