@@ -40,7 +40,7 @@ class Importance:
     criterion: Criterion
     model: nn.Module
     gradients: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
-    moments: Mapping[str, Moments] = field(default_factory=dict, repr=False)
+    own_shares: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
     seed: int = 0
 
     @classmethod
@@ -58,8 +58,12 @@ class Importance:
         """
         if criterion not in get_args(Criterion):
             raise UsageError(f"importance={criterion!r}: choose one of {', '.join(get_args(Criterion))}")
+        if criterion == "reconstruction":
+            seen = {name: found for name, found in (moments or {}).items() if found.count}
+            shares = {name: found.own_shares(by_group(model.get_submodule(name))) for name, found in seen.items()}
+            return cls(criterion, model, own_shares=shares)
         if criterion != "taylor":
-            return cls(criterion, model, moments=moments or {}, seed=seed)
+            return cls(criterion, model, seed=seed)
         if batches is None:
             raise UsageError("importance='taylor' needs labelled images: pass batches=[(images, labels), ...]")
         return cls(criterion, model, gradients_of(model, batches), seed=seed)
@@ -97,8 +101,7 @@ class Importance:
         if module is None:
             return None  # inside a removed block, or a bare parameter
         if self.criterion == "reconstruction":
-            seen = self.moments.get(axis.layer) if axis.side == "in" else None
-            return seen.own_shares(by_group(module)) if seen and seen.count else None
+            return self.own_shares.get(axis.layer) if axis.side == "in" else None
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or isinstance(module, nn.PReLU | nn.GroupNorm):
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -36,11 +36,12 @@ class Moments:
         self.count = 0
         self._total, self._products = torch.zeros(()), torch.zeros(())
 
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Add what ``module`` is about to read; a forward pre-hook."""
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], named: Mapping[str, Tensor] | None = None) -> None:
+        """Add what ``module`` is about to read, its only argument; a forward pre-hook."""
+        (x,) = (*args, *(named or {}).values())
         if self.first is None:
-            self.first = args[0][:1].detach()
-        rows = _rows(module, args[0]).unflatten(1, (self.groups, -1)).transpose(0, 1)  # (groups, rows, inputs)
+            self.first = x[:1].detach()
+        rows = _rows(module, x).unflatten(1, (self.groups, -1)).transpose(0, 1)  # (groups, rows, inputs)
         self.count += rows.shape[1]
         self._total = self._total + rows.sum(1).double().cpu()
         self._products = self._products + (rows.mT @ rows).double().cpu()
@@ -118,12 +119,14 @@ def input_moments(
             for name in module._buffers:
                 module._buffers[name] = None
     modules = dict(reference.named_modules())
-    found = {name: Moments(modules[name]) for name in layers if name in modules and not unfit(modules[name])}
-    hooks = [modules[name].register_forward_pre_hook(moments) for name, moments in found.items()]
+    there = [name for name in layers if "in" in axes_of(modules.get(name, reference))]
+    found = {name: Moments(modules[name]) for name in there if not unfit(modules[name])}
+    hooks = [modules[name].register_forward_pre_hook(moments, with_kwargs=True) for name, moments in found.items()]
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     read = 0
     try:
         for batch in batches:
-            outputs(reference, _at(batch, size))
+            outputs(reference, _at(batch, size, device))
             read += 1
     finally:
         for hook in hooks:
@@ -133,8 +136,9 @@ def input_moments(
     return found
 
 
-def _at(batch: Inputs, size: Size) -> Inputs:
+def _at(batch: Inputs, size: Size, device: torch.device) -> Inputs:
     def one(images: Tensor) -> Tensor:
+        images = images.to(device)
         if images.dim() != 4 or tuple(images.shape[2:]) == size:
             return images
         return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)

@@ -246,3 +246,22 @@ def test_images_are_needed_and_only_where_channels_go() -> None:
             prune(model, Scale(1, 0.5, 1), X, batches=[], **asked)  # type: ignore[arg-type]
     pruned = prune(model, Scale(0.5, 1, 1), X, batches=[], reconstruct=True)
     assert pruned.scale == Scale(0.5, 1, 1) and pruned.unreconstructed == {}
+
+
+def test_layers_of_a_plain_network_that_go_are_not_asked() -> None:
+    model = shaken(
+        nn.Sequential(
+            *(nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
+            *(layer for _ in range(3) for layer in (nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU())),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)),
+        )
+    )
+    pruned = prune(
+        model,
+        Scale(0.67, 0.5, 1),
+        X,
+        importance="reconstruction",
+        reconstruct=True,
+        batches=batches(photographs(16), 8),
+    )
+    assert len(pruned.recipe.removed) == 3 and pruned.scale.width == 0.5 and pruned.unreconstructed == {}
