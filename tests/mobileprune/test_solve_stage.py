@@ -105,6 +105,27 @@ def grid_run(path: Path, probes: int = 8) -> Run:
     return run
 
 
+@pytest.mark.parametrize(
+    ("added", "least"),
+    [
+        ([0.0] * 10, 0.2),
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 9, 9, 9, 9, 9], 0.5),  # five blocks together add less than twice log(2)
+        ([5.0] * 10, 0.9),  # one block is already too much: one may go
+    ],
+)
+def test_depths_that_hardly_recover_are_not_probed(added: list[float], least: float, tmp_path: Path) -> None:
+    def planned(path: Path, ranked: bool) -> list[Scale]:
+        run = grid_run(path)
+        run.journal.append("data", "fingerprint", classes=["cat", "dog"])
+        if ranked:
+            run.journal.append("ranking", "blocks", loss_increase={str(i): loss for i, loss in enumerate(added)})
+        return plan_probes(run, parse_budgets(["40%"]))
+
+    free, found = planned(tmp_path / "free", False), planned(tmp_path / "ranked", True)
+    assert min(scale.depth for scale in free) < 0.5
+    assert found == free if least == 0.2 else min(scale.depth for scale in found) >= least
+
+
 def timed(run: Run, depth: float, ms: float) -> None:
     scale = Scale(depth)
     found = measurement(ms, 0.01, "measured")
