@@ -35,7 +35,8 @@ from mobileprune.words import counted
 _INITIAL_PROBES = 6
 _PREDICTED_MARGIN = 0.1  # share of a latency budget that is left free where no device can be measured
 _WORTH_MEASURING = 0.2  # the probability of keeping the budgets from which a better scale is worth a few seconds
-_BEARABLE = 2.0  # of a guess's loss: resnet20 recovers from losing 3 of 7 blocks (2.4 nats of 2.3), MobileNetV1 from none (2.3)
+# Of a guess's loss: resnet20 recovers from losing 3 of 7 blocks (2.4 nats of 2.3), MobileNetV1 from none (2.3).
+_BEARABLE = 2.0
 _MEGA = 1e6
 _REACH = 1.2816  # standard deviations on each side of an 80 % interval
 
