@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
@@ -15,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from mobileprune.errors import UsageError
 from mobileprune.pruning.blocks import remove_blocks
-from mobileprune.pruning.layers import Inputs, axes_of, is_depthwise, outline, outputs
+from mobileprune.pruning.layers import Inputs, axes_of, image_of, is_depthwise, outline, outputs
 
 _PIXELS = 16  # of an image that count at each layer: neighbours say much the same
 _MOST_INPUTS = 4096  # of a group of a layer: their moments are as many squared
@@ -108,37 +110,42 @@ def input_moments(
 ) -> dict[str, Moments]:
     """The moments of what the named ``layers`` read in ``model``, in eval mode, without the blocks ``without``.
 
-    batches: (N, C, H, W), normalised; images of another size than ``size`` (h, w) are resized to it. Norms normalise
-    with the batch at hand, as their statistics are of another size and of all blocks. ``model`` stays as it is. Raises
-    UsageError where there are no batches.
+    batches: (N, C, H, W), normalised; images of another size than ``size`` (h, w) are resized to it, and a copy of the
+    network runs where they are. Norms normalise with the batch at hand, as their statistics are of another size and of
+    all blocks. ``model`` stays as it is. Raises UsageError where there are no batches.
     """
+    coming = iter(batches)
+    first = next(coming, None)
+    if first is None:
+        raise UsageError("no batches to see what the layers read: give at least one batch of images")
+    reference = _reference(model, without, image_of(first).device)
+    modules = dict(reference.named_modules())
+    there = [name for name in layers if name in modules and "in" in axes_of(modules[name])]  # in no block that went
+    found = {name: Moments(modules[name]) for name in there if not unfit(modules[name])}
+    hooks = [modules[name].register_forward_pre_hook(moments, with_kwargs=True) for name, moments in found.items()]
+    try:
+        for batch in itertools.chain([first], coming):
+            outputs(reference, _at(batch, size))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _reference(model: nn.Module, without: Sequence[str], device: torch.device) -> nn.Module:
+    """``model`` in eval mode on ``device``, without some blocks and without the statistics of its norms."""
     reference = outline(model).eval()
     remove_blocks(reference, without)
     for module in reference.modules():
         if isinstance(module, _NormBase):
             for name in module._buffers:
                 module._buffers[name] = None
-    modules = dict(reference.named_modules())
-    there = [name for name in layers if "in" in axes_of(modules.get(name, reference))]
-    found = {name: Moments(modules[name]) for name in there if not unfit(modules[name])}
-    hooks = [modules[name].register_forward_pre_hook(moments, with_kwargs=True) for name, moments in found.items()]
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    read = 0
-    try:
-        for batch in batches:
-            outputs(reference, _at(batch, size, device))
-            read += 1
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not read:
-        raise UsageError("no batches to see what the layers read: give at least one batch of images")
-    return found
+    there = next((p.device for p in reference.parameters()), device)
+    return reference if there == device else copy.deepcopy(reference).to(device)
 
 
-def _at(batch: Inputs, size: Size, device: torch.device) -> Inputs:
+def _at(batch: Inputs, size: Size) -> Inputs:
     def one(images: Tensor) -> Tensor:
-        images = images.to(device)
         if images.dim() != 4 or tuple(images.shape[2:]) == size:
             return images
         return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
@@ -160,6 +167,7 @@ def only_multiplies(module: nn.Module, x: Tensor) -> bool:
     """Whether twice the weights give twice the output; of a convolution that standardises them they do not."""
     if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear):
         return True
+    x = x.to(cast(Tensor, module.weight).device)
     once, twice = outline(module), outline(module)
     for layer, factor in ((once, 1.0), (twice, 2.0)):
         layer._parameters["weight"] = nn.Parameter(factor * cast(Tensor, module.weight).detach())

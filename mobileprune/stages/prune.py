@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from mobileprune.data import Split
@@ -76,27 +77,28 @@ def cut(ctx: Context, scale: Scale, parent: Scale) -> Network:
         batches=batches,
     )
     size = pruned.input_size[0]
-    reestimate_norms(pruned.model, (seen for seen, _ in replace(batches, view=ctx.view_at(size))))
+    reestimate_norms(pruned.model.to(ctx.device), (seen for seen, _ in replace(batches, view=ctx.view_at(size))))
     for layer, why in pruned.unreconstructed.items():
         ctx.run.once("note", f"width: {layer} does not make up for the inputs that it loses: {why}", dict)
-    return Network(pruned.model, pruned.recipe, size)
+    return Network(pruned.model.cpu(), pruned.recipe, size)
 
 
 def calibration(ctx: Context, size: int) -> Calibration:
     """The training images that weights and norm statistics are fitted to what a pruned network sees by."""
-    return Calibration(ctx.data.train.sample(_CALIBRATION_IMAGES, ctx.seed), ctx.view_at(size))
+    return Calibration(ctx.data.train.sample(_CALIBRATION_IMAGES, ctx.seed), ctx.view_at(size), ctx.device)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Batches of (images as ``view`` shows them, labels), as often as one likes; none of one image alone."""
+    """Batches of (images as ``view`` shows them, labels) on ``device``, again each time; none of one image alone."""
 
     images: Split
     view: View
+    device: torch.device
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         parts = zip(self.images.images.split(_BATCH), self.images.labels.split(_BATCH), strict=True)
-        return ((self.view(pixels), labels) for pixels, labels in parts if len(pixels) > 1)
+        return ((self.view(pixels.to(self.device)), labels) for pixels, labels in parts if len(pixels) > 1)
 
 
 def store(network: Network, folder: Path, name: str) -> None:
