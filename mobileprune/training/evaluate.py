@@ -36,7 +36,8 @@ class Score:
         return {**asdict(self), "std": self.std}
 
 
-def _usual_batch(side: int, device: torch.device) -> int:
+def usual_batch(side: int, device: torch.device) -> int:
+    """How many images of ``side`` px are scored at once."""
     return _MOST if device.type != "cpu" else max(1, min(_MOST, _CPU_PIXELS // side**2))
 
 
@@ -47,7 +48,7 @@ def evaluate(model: nn.Module, split: Split, view: View, *, batch_size: int = 0)
     Without a ``batch_size`` a CPU gets fewer of large images at once. Batches that do not fit into memory are halved.
     """
     device = next(model.parameters()).device
-    batch_size = batch_size or _usual_batch(view.size, device)
+    batch_size = batch_size or usual_batch(view.size, device)
     was_training = model.training
     model.eval()
     count = len(split)

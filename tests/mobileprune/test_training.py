@@ -19,7 +19,7 @@ from mobileprune.errors import MobilepruneError
 from mobileprune.training import threads
 from mobileprune.training.batches import View
 from mobileprune.training.distill import distillation_loss
-from mobileprune.training.evaluate import evaluate
+from mobileprune.training.evaluate import evaluate, usual_batch
 from mobileprune.training.finetune import Progress, Schedule, Teacher, fit
 
 VIEW = View(16, (0.5,) * 3, (0.5,) * 3)
@@ -181,3 +181,10 @@ def test_trying_threads_changes_nothing_but_their_number(data: ImageData, monkey
     assert threads.use_fastest_threads(model, images, data.train.labels[:4], bfloat16=False) in (1, 2)
     assert same(model, before)
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("side", "device", "batch"), [(32, "cpu", 256), (160, "cpu", 64), (4000, "cpu", 1), (160, "cuda", 256)]
+)
+def test_a_cpu_scores_fewer_large_images_at_once(side: int, device: str, batch: int) -> None:
+    assert usual_batch(side, torch.device(device)) == batch
