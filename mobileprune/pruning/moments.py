@@ -155,12 +155,10 @@ def _at(batch: Inputs, size: Size) -> Inputs:
 
 def _rows(module: nn.Module, x: Tensor) -> Tensor:
     """What the layer gets as (rows, inputs): a row is a place of an image, of which a few are taken."""
-    x = x.detach().float()  # then (images, places, inputs)
-    x = (
-        x.flatten(2).mT if isinstance(module, _ConvNd) else x.reshape(len(x), -1, x.shape[-1])
-    )  # (images, places, inputs)
-    places = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0))[:_PIXELS]
-    return x[:, places.to(x.device)].flatten(0, 1)
+    x = x.detach().float()
+    by_place = x.flatten(2).mT if isinstance(module, _ConvNd) else x.reshape(len(x), -1, x.shape[-1])
+    places = torch.randperm(by_place.shape[1], generator=torch.Generator().manual_seed(0))[:_PIXELS]
+    return by_place[:, places.to(x.device)].flatten(0, 1)
 
 
 def only_multiplies(module: nn.Module, x: Tensor) -> bool:
