@@ -125,7 +125,8 @@ class CostModel:
         self._blocks = {path: i for i, paths in enumerate(blocks) for path in paths}
         self._outside = len(blocks)  # the number that stands for layers in no block
         layers = {path: module for path, module in model.named_modules() if "in" in axes_of(module)}
-        self._weights = {path: self._weight(path, module) for path, module in layers.items()}
+        whole = {path for path, module in layers.items() if any(group.cuts_groups(path, module) for group in groups)}
+        self._weights = {path: self._weight(path, module, path in whole) for path, module in layers.items()}
         self._kinds = {path: kind_of(module) for path, module in layers.items()}
         self._transposed = {path for path, module in layers.items() if getattr(module, "transposed", False)}
         self._params = _Terms(self._parameter_terms(model))
@@ -152,13 +153,15 @@ class CostModel:
         prefixes = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
         return next((self._blocks[p] for p in prefixes if p in self._blocks), self._outside)
 
-    def _weight(self, layer: str, module: nn.Module) -> tuple[float, int, int]:
-        """(coefficient, axis a, axis b) of the number of weights of a convolution or linear layer."""
+    def _weight(self, layer: str, module: nn.Module, whole: bool) -> tuple[float, int, int]:
+        """(coefficient, axis a, axis b) of the number of weights of a convolution or linear layer.
+
+        whole: whether it loses groups, each of which stays as large as it is."""
         out, into = self._number[Axis(layer, "out")], self._number[Axis(layer, "in")]
         if isinstance(module, _ConvNd):
             kernel = float(np.prod(module.kernel_size))
-            if is_depthwise(module):
-                return kernel, out, self._one
+            if is_depthwise(module) or whole:
+                return kernel * (module.in_channels // module.groups), out, self._one
             return kernel / module.groups, out, into
         return 1.0, out, into
 

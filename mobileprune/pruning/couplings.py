@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,8 +14,10 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from mobileprune.pruning.layers import Axis, Inputs, axes_of, is_depthwise, outline
+from mobileprune.pruning.layers import Axis, Inputs, axes_of, is_depthwise, kept_groups, outline
 from mobileprune.pruning.tracing import FIXED, ChannelTracer, Labels
+
+_STEP = 8  # of channels, that most devices like: what the steps of grouped convolutions are compared by
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class ChannelGroup:
     """Channels that are interchangeable: each can be kept or removed on its own, on all its axes at once.
 
     ``members[axis]`` has shape (count, m): row i lists the m positions that channel i holds on that axis. A channel
-    of a grouped convolution is one position in every group, a flattened one is a position per pixel.
+    of a grouped convolution is one position in every group, or one of its groups as a whole; a flattened one is a
+    position per pixel.
     """
 
     name: str
@@ -45,6 +49,11 @@ class ChannelGroup:
     @property
     def channels(self) -> int:
         return self.count * self.positions_each
+
+    def cuts_groups(self, layer: str, module: nn.Module) -> bool:
+        """Whether the channels go with whole groups of ``module``, a grouped convolution at the path ``layer``."""
+        into = self.members.get(Axis(layer, "in"))
+        return into is not None and kept_groups(module, np.sort(into[0])) is not None
 
 
 @dataclass(frozen=True)
@@ -76,14 +85,32 @@ def find_couplings(
     tracer.run(model, inputs, through)
     if training:
         tracer.run_training(model, inputs)
-    ties = [tracer.edges(), *_grouped_ties(model, tracer)]
+    ties = [tracer.edges()]
     for axis in shared_axes(model):
         numbers = tracer.numbers(axis)
         ties.append(np.stack([numbers, np.full_like(numbers, FIXED)]))
+    whole = {path for path, module in model.named_modules() if _finer_by_whole_groups(module)}
+    while True:
+        found = _groups(tracer, _labels(tracer, [*ties, *_grouped_ties(model, tracer, whole)]))
+        able = {axis.layer for group in found if group.count > 1 for axis in group.members if axis.side == "in"}
+        if whole <= able:
+            break
+        whole &= able  # what stands around the others ties all of their groups to each other
+    return Couplings(found, {why: _owners(tracer, held) for why, held in tracer.held.items()})
+
+
+def _labels(tracer: ChannelTracer, ties: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """For each of the tracer's channels, the number of the component it is in."""
     pairs = np.concatenate(ties, axis=1)
     graph = coo_matrix((np.ones(pairs.shape[1], dtype=np.int8), (pairs[0], pairs[1])), shape=(tracer.count,) * 2)
-    label = np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
-    return Couplings(_groups(tracer, label), {why: _owners(tracer, held) for why, held in tracer.held.items()})
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
+
+
+def _finer_by_whole_groups(module: nn.Module) -> bool:
+    """Whether a grouped convolution shrinks in smaller steps by whole groups than by as many channels of each."""
+    if not isinstance(module, _ConvNd) or module.groups == 1 or not axes_of(module):
+        return False
+    return math.lcm(_STEP, module.in_channels // module.groups) <= math.lcm(_STEP, module.groups)
 
 
 def _owners(tracer: ChannelTracer, labels: Sequence[Labels]) -> list[str]:
@@ -94,17 +121,21 @@ def _owners(tracer: ChannelTracer, labels: Sequence[Labels]) -> list[str]:
     return list(dict.fromkeys(axes[i].layer for i in at.tolist()))
 
 
-def _grouped_ties(model: nn.Module, tracer: ChannelTracer) -> Iterator[NDArray[np.int64]]:
-    """Every group of a grouped convolution or norm keeps the same positions; a depthwise one ties in to out."""
+def _grouped_ties(model: nn.Module, tracer: ChannelTracer, whole: Collection[str]) -> Iterator[NDArray[np.int64]]:
+    """What the groups of convolutions and norms tie: in the layers ``whole`` all that a group reads and gives.
+
+    Every group of the others keeps the same positions. A depthwise convolution has whole groups alone.
+    """
 
     def tied(axis: Axis, other: Axis, partner: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.stack([tracer.numbers(axis), partner + tracer.start[other]])
 
     for path, module in model.named_modules():
         out, into = Axis(path, "out"), Axis(path, "in")
-        if isinstance(module, _ConvNd) and is_depthwise(module):
-            each = module.out_channels // module.in_channels
-            yield tied(out, into, np.arange(module.out_channels) // each)
+        if isinstance(module, _ConvNd) and (is_depthwise(module) or path in whole):
+            each, reads = module.out_channels // module.groups, module.in_channels // module.groups
+            yield tied(out, into, np.arange(module.out_channels) // each * reads)
+            yield tied(into, into, np.arange(module.in_channels) // reads * reads)
         elif isinstance(module, _ConvNd) and module.groups > 1:
             for axis, size in ((out, module.out_channels), (into, module.in_channels)):
                 yield tied(axis, axis, np.arange(size) % (size // module.groups))

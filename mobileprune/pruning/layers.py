@@ -38,6 +38,19 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, _ConvNd) and module.groups > 1 and module.groups == module.in_channels
 
 
+def kept_groups(module: nn.Module, into: Positions) -> NDArray[np.int64] | None:
+    """The groups of a convolution that keep all of their inputs where the others keep none.
+
+    into: the inputs that it keeps, ascending. None where they are shared differently, or the layer has no groups. A
+    depthwise one always keeps groups.
+    """
+    if not isinstance(module, _ConvNd) or module.groups == 1:
+        return None
+    each = module.in_channels // module.groups
+    groups, counts = np.unique(np.asarray(into, dtype=np.int64) // each, return_counts=True)
+    return groups if (counts == each).all() else None
+
+
 def axes_of(module: nn.Module) -> dict[str, int]:
     """The sides of ``module`` that can be sliced, with their lengths; empty for a layer of another kind."""
     if isinstance(module, _ConvNd) and "weight" in module._parameters:
@@ -154,22 +167,27 @@ def _slice_conv(conv: _ConvNd, out: Tensor | None, into: Tensor | None) -> None:
         _replace(conv, "bias", out, 0)
         conv.out_channels = len(out)
     if into is not None:
-        if is_depthwise(conv):
-            conv.groups = len(into)
         conv.in_channels = len(into)
 
 
 def _slice_grouped(conv: _ConvNd, out: Tensor | None, into: Tensor | None) -> None:
     """Slice the weight of a grouped convolution: (out, in / groups, ...), transposed (in, out / groups, ...).
 
-    The dimension without "/ groups" takes the positions as they are; the other one takes the positions of the
-    first group, because every group keeps the same ones. A depthwise one has a single position there.
+    The dimension without "/ groups" takes the positions as they are. The other one stays where whole groups go, of
+    which a depthwise one has nothing else; else it takes the positions of the first group, because every group keeps
+    the same ones.
     """
     whole, shared, shared_size = (into, out, conv.out_channels) if conv.transposed else (out, into, conv.in_channels)
     per_group = shared_size // conv.groups
+    groups = None if into is None else kept_groups(conv, into.numpy())
     if whole is not None:
         _replace(conv, "weight", whole, 0)
-    if shared is not None and per_group > 1 and not is_depthwise(conv):
+    if groups is not None and len(groups) < conv.groups:
+        each = conv.out_channels // conv.groups
+        if out is None or not np.array_equal(np.unique(out.numpy() // each), groups) or len(out) != len(groups) * each:
+            raise ValueError("the groups of a grouped convolution must lose their inputs and outputs together")
+        conv.groups = len(groups)
+    elif shared is not None and per_group > 1:
         local = shared[shared < per_group]
         everywhere = torch.arange(conv.groups)[:, None] * per_group + local
         if not torch.equal(shared, everywhere.flatten()):

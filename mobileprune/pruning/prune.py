@@ -138,7 +138,13 @@ def _moments(
     going = [name for name in choice.removed if name not in already]
     if choice.scale.width > before - 1e-9 and listed.isdisjoint(going):
         return {}
-    readers = dict.fromkeys(axis.layer for group in anatomy.groups for axis in group.members if axis.side == "in")
+    layers = dict(model.named_modules())
+    readers = dict.fromkeys(
+        axis.layer
+        for group in anatomy.groups
+        for axis in group.members
+        if axis.side == "in" and axis.layer in layers and not group.cuts_groups(axis.layer, layers[axis.layer])
+    )
     images = (inputs for inputs, _ in batches)
     return input_moments(model, readers, [name for name in going if name not in listed], images, choice.size)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from mobileprune.pruning.layers import Axis, axes_of, is_depthwise
+from mobileprune.pruning.layers import Axis, axes_of, kept_groups
 from mobileprune.pruning.moments import Moments, by_group, only_multiplies, unfit
 from mobileprune.pruning.recipe import Recipe, relative
 
@@ -36,7 +36,7 @@ def reconstruct_weights(
         if axis.side != "in":
             continue
         whole, kept = modules[axis.layer], relative(positions, _of(before, axis))
-        if len(kept) == axes_of(whole)["in"] or is_depthwise(whole):
+        if len(kept) == axes_of(whole)["in"] or kept_groups(whole, kept) is not None:
             continue  # it lost them in an earlier step, or what it makes of them goes along
         if why := _reason(whole, moments.get(axis.layer)):
             left[axis.layer] = why

@@ -66,6 +66,37 @@ class Mixed(nn.Module):
         return {"logits": self.head(F.relu(self.wide(z)))}
 
 
+class Cardinal(nn.Module):
+    """Grouped convolutions that can lose whole groups: in a residual block with a squeeze, alone, and transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down, self.norm = nn.Conv2d(3, 32, 3, 2, 1), nn.Conv2d(32, 48, 1), nn.BatchNorm2d(48)
+        self.grouped, self.squeeze = nn.Conv2d(48, 96, 3, 1, 1, groups=12, bias=False), Squeeze(96, 16)
+        self.up = nn.Conv2d(96, 32, 1)
+        self.alone = nn.Conv2d(32, 64, 3, 2, 1, groups=8)
+        self.larger = nn.ConvTranspose2d(64, 32, 2, 2, groups=16)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = x + self.up(self.squeeze(F.relu(self.grouped(F.relu(self.norm(self.down(x)))))))
+        return self.head(F.relu(self.larger(F.relu(self.alone(x)))).mean((2, 3)))
+
+
+class Rolled(nn.Module):
+    """A grouped convolution beside a shortcut, two channels off: all of its groups are tied to each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.grouped = nn.Conv2d(3, 64, 3, 2, 1), nn.Conv2d(64, 64, 3, 1, 1, groups=16)
+        self.head = nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        return self.head(F.relu(x + self.grouped(torch.cat([x[:, 2:], x[:, :2]], 1))).mean((2, 3)))
+
+
 class _Padded(nn.Module):
     """Parameter-free shortcut: every second pixel, zeros for the channels that are missing."""
 

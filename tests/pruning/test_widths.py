@@ -11,7 +11,7 @@ import torch_pruning as tp
 from conftest import network
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import Mixed, OptionA, Shifted, Tiny, shaken
+from nets import Cardinal, Mixed, OptionA, Rolled, Shifted, Tiny, shaken
 from torch import nn
 
 from mobileprune.pruning.anatomy import Anatomy
@@ -57,7 +57,55 @@ def test_groups_through_flatten_concat_groups_and_bare_parameters() -> None:
     assert "head" not in groups
 
 
-@pytest.mark.parametrize("model", [Tiny(3), Mixed()])
+def test_grouped_convolutions_lose_whole_groups_where_that_is_the_smaller_step() -> None:
+    model = Cardinal()
+    groups = {g.name: g for g in find_groups(model, X)}
+    inner = groups["down"]  # 12 groups of 4 and 8 channels: what a group reads and gives goes together
+    assert inner.members[Axis("down", "out")].tolist() == [list(range(i, i + 4)) for i in range(0, 48, 4)]
+    assert inner.members[Axis("up", "in")].tolist() == [list(range(i, i + 8)) for i in range(0, 96, 8)]
+    assert Axis("grouped", "in") in inner.members and Axis("squeeze.up", "out") in inner.members
+    assert inner.cuts_groups("grouped", model.grouped) and not inner.cuts_groups("down", model.down)
+    stream = groups["stem"]  # 8 groups of 4 and 8 channels, of which 2 groups each of the transposed one
+    assert stream.count == 8 and stream.members[Axis("larger", "in")].shape == (8, 8)
+    assert stream.members[Axis("head", "in")][1].tolist() == [4, 5, 6, 7]
+    # 2 groups of 24 shrink in steps of 8 with as many channels of each, by whole groups in steps of 24
+    assert find_groups(Mixed(), X)[0].members[Axis("grouped", "in")].shape == (24, 2)
+
+
+def test_groups_that_are_tied_to_each_other_keep_the_same_channels() -> None:
+    model = Rolled()
+    (group,) = find_groups(model, X)
+    each = [sorted(row) for row in group.members[Axis("stem", "out")].tolist()]
+    assert sorted(each) == [list(range(i, 64, 4)) for i in (2, 3)]  # the slices hold the first two, and so their kind
+    assert not group.cuts_groups("grouped", model.grouped)
+    assert prove(model, [group], X) == ([group], [])
+
+
+@pytest.mark.parametrize("width", [0.6, 0.5, 0.25])
+def test_a_network_without_some_groups_costs_what_was_foretold(width: float) -> None:
+    model = shaken(Cardinal())
+    anatomy = Anatomy.of(model, X)
+    once = prune(model, Scale(1.0, 0.8, 1.0), X, anatomy=anatomy)
+    batches = [(torch.randn(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64))]
+    for start, before in ((model, None), (once.model, once.recipe)):
+        pruned = prune(
+            start,
+            Scale(1.0, width, 1.0),
+            X,
+            anatomy=anatomy,
+            recipe=before,
+            importance="reconstruction",
+            reconstruct=True,
+            batches=batches,
+        )
+        found, base = count(pruned.model, X), count(model, X)
+        assert (pruned.macs, pruned.params) == (found.macs / base.macs, found.params / base.params)
+        assert pruned.model.grouped.weight.shape[1:] == model.grouped.weight.shape[1:]
+        assert pruned.model.grouped.groups == pruned.model.grouped.in_channels // 4 < 12
+        assert not pruned.unreconstructed
+
+
+@pytest.mark.parametrize("model", [Tiny(3), Mixed(), Cardinal()])
 def test_masked_dense_equals_pruned(model: nn.Module) -> None:
     """The claim behind all of width pruning, with the masking done here by zeroing activations, not weights."""
     model = shaken(model)
@@ -137,6 +185,9 @@ def test_couplings_equal_torch_prunings_where_that_is_right(name: str) -> None:
         layers = {names[dependency.target.module] for dependency, _ in group if dependency.target.module in names}
         if not layers & finals or (len(layers) > 1 and names[group[0].dep.target.module] not in finals):
             expected.add(frozenset(layers))
+    for grouped in [path for path, module in model.named_modules() if getattr(module, "groups", 1) > 1]:
+        touching = {layers for layers in expected if grouped in layers}  # they cut within the groups of a convolution
+        expected = (expected - touching) | {frozenset().union(*touching)}
     ours = {frozenset(axis.layer for axis in group.members) for group in find_groups(model, x)}
     assert ours == expected and paths
 
@@ -254,8 +305,14 @@ def test_slicing_every_kind_of_layer_by_its_definition() -> None:
     check(nn.BatchNorm2d(12), keep_in, keep_in)
     check(nn.InstanceNorm2d(12, affine=True), keep_in, keep_in)
     check(nn.PReLU(12), keep_in, keep_in)
+    check(nn.Conv2d(12, 6, 3, groups=3), [0, 1, 4, 5], [0, 1, 2, 3, 8, 9, 10, 11])  # the second group goes
+    check(nn.ConvTranspose2d(12, 6, 3, groups=3), [0, 1, 4, 5], [0, 1, 2, 3, 8, 9, 10, 11])
+    check(nn.Conv2d(12, 6, 3, groups=3), [2, 3], [4, 5, 6, 7])
     with pytest.raises(ValueError, match="same positions"):
         slice_layer(nn.Conv2d(12, 6, 3, groups=2), None, torch.tensor([0, 1, 6, 8]))
+    for out in (None, torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5])):  # not those of the group that is left
+        with pytest.raises(ValueError, match="together"):
+            slice_layer(nn.Conv2d(12, 6, 3, groups=2), out if out is None else out[:2], torch.arange(6, 12))
 
 
 def test_frozen_parameters_stay_frozen_and_do_not_matter_to_tracing() -> None:
