@@ -14,7 +14,7 @@ from mobileprune.stages.profile import export_for_timing, measure, record, shape
 from mobileprune.stages.records import scale_key, scale_of
 from mobileprune.stages.solve import Problem, current_budgets, describe_solution, solve_run, worth_measuring
 
-_TRIES = 4  # times that candidates are measured per answer; it takes seconds, as weights do not matter for time
+_TRIES = 8  # times that candidates are measured per answer, at most: seconds each, as weights do not matter for time
 _TOGETHER = 3  # candidates measured in the same rounds
 
 
