@@ -17,7 +17,10 @@ _LOWEST, _HIGHEST = 1e-4, 1.0
 _STEPS = 80
 _SMOOTHING = 0.9  # of the loss over the steps, as a moving average
 _BROKEN = 1.25  # the loss, as a multiple of its lowest, at which a rate is too high
-_SAFETY = 4.0  # the rate chosen is this many times smaller than the one at which the loss was lowest
+# What counts as the lowest loss, as a multiple of it. That of a network which is nearly right already hardly falls at
+# any rate, and where it is lowest is chance: of a RegNetX with 0.9 of its channels 0.790 at 0.0003, 0.794 at 0.03.
+_LOW = 1.02
+_SAFETY = 4.0  # the rate chosen is this many times smaller than the highest at which the loss was lowest
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,6 @@ def find_rate(
             break
         losses.append(smooth)
         lowest = min(lowest, smooth)
-    at_lowest = rates[min(range(len(losses)), key=losses.__getitem__)] if losses else _LOWEST
+    at_lowest = next((rates[i] for i in reversed(range(len(losses))) if losses[i] <= _LOW * lowest), _LOWEST)
     rate = float(f"{max(at_lowest / _SAFETY, _LOWEST):.2g}")
     return RangeTest(rate, tuple(rates[: len(losses)]), tuple(losses))
