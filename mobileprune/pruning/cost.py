@@ -95,10 +95,10 @@ def _first(value: Any) -> Tensor | None:
     return next(iter(tensors_in(value)), None)
 
 
-def kind_of(module: nn.Module) -> str:
-    """Which of KINDS a convolution or linear layer is."""
+def kind_of(module: nn.Module, groups: int | None = None) -> str:
+    """Which of KINDS a convolution or linear layer is. groups: what a convolution has left, its own if None."""
     if isinstance(module, _ConvNd):
-        if module.groups > 1:
+        if (groups or module.groups) > 1:
             return "depthwise"
         return "conv1x1" if all(k == 1 for k in module.kernel_size) else "conv"
     return "linear"
@@ -128,6 +128,9 @@ class CostModel:
         whole = {path for path, module in layers.items() if any(group.cuts_groups(path, module) for group in groups)}
         self._weights = {path: self._weight(path, module, path in whole) for path, module in layers.items()}
         self._kinds = {path: kind_of(module) for path, module in layers.items()}
+        # Of what loses groups: the inputs of a single one, with which it has become an ordinary convolution.
+        self._ungrouped = {path: layers[path].in_channels // layers[path].groups for path in whole}
+        self._kinds_ungrouped = self._kinds | {path: kind_of(layers[path], groups=1) for path in whole}
         self._transposed = {path for path, module in layers.items() if getattr(module, "transposed", False)}
         self._params = _Terms(self._parameter_terms(model))
         self._calls: dict[tuple[int, int], _Calls] = {}
@@ -213,23 +216,29 @@ class _Calls:
         self.written = np.array(found.written, dtype=np.float64)
         transposed = np.array([name in model._transposed for name in found.layers], dtype=bool)
         self.applied = np.where(transposed, self.read, self.written)  # how often each weight is used
-        self.kinds = np.array(
-            [[model._kinds[name] == kind for name in found.layers] for kind in KINDS], dtype=np.float64
-        )
+        self.kinds = _one_hot([model._kinds[name] for name in found.layers])
+        self.kinds_ungrouped = _one_hot([model._kinds_ungrouped[name] for name in found.layers])
+        self.ungrouped = np.array([model._ungrouped.get(name, 0) for name in found.layers], dtype=np.int64)
 
     def cost(self, lengths: NDArray[np.int64], alive: NDArray[np.bool_], params: int) -> Cost:
         here = alive[self.weights.block]
-        weights = self.weights.values(lengths) * here
+        weights = np.rint(self.weights.values(lengths)) * here  # a coefficient is a fraction where there are groups
+        kinds = np.where(lengths[self.into] == self.ungrouped, self.kinds_ungrouped, self.kinds)
         macs = weights * self.applied
         activations = (self.read * lengths[self.into] + self.written * lengths[self.out]) * here
         table = {"macs": macs, "acts": activations, "weights": weights}
         features = {}
         for what, values in table.items():
-            for kind, amount in zip(KINDS, (self.kinds @ values).tolist(), strict=True):
+            for kind, amount in zip(KINDS, (kinds @ values).tolist(), strict=True):
                 features[f"{what}_{kind}"] = amount / 1e6
-        for kind, amount in zip(KINDS, (self.kinds @ here).tolist(), strict=True):
+        for kind, amount in zip(KINDS, (kinds @ here).tolist(), strict=True):
             features[f"layers_{kind}"] = amount
         return Cost(round(macs.sum()), params, round(activations.max(initial=0.0)) * BYTES, features)
+
+
+def _one_hot(kinds: Sequence[str]) -> NDArray[np.float64]:
+    """A row per kind of KINDS, a column per call: 1.0 where it is of that kind."""
+    return np.array([[each == kind for each in kinds] for kind in KINDS], dtype=np.float64)
 
 
 def count(model: nn.Module, inputs: Inputs) -> Cost:

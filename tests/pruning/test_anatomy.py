@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import network
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from nets import Mixed, OptionA, Tiny, shaken
+from nets import Cardinal, Mixed, OptionA, Tiny, shaken
 from torch import Tensor, nn
 
 from mobileprune.errors import UsageError
@@ -64,6 +64,7 @@ def test_cost_of_a_tiny_net_in_closed_form() -> None:
     scale=st.tuples(*[st.floats(0.25, 1.0)] * 3),
     seed=st.integers(0, 99),
 )
+@example(name="torchvision:regnet_y_400mf", scale=(1.0, 0.25, 1.0), seed=0)  # one group left of some
 @settings(max_examples=25, deadline=None)
 def test_cost_is_that_of_the_really_pruned_model(name: str, scale: tuple[float, float, float], seed: int) -> None:
     model, anatomy = prepared(name)
@@ -77,6 +78,18 @@ def test_cost_is_that_of_the_really_pruned_model(name: str, scale: tuple[float, 
     assert (expected.macs, expected.params) == counted(pruned.model, pruned.input_size)
     assert expected == count(pruned.model, torch.randn(1, 3, *pruned.input_size))
     assert sum(expected.features[f"macs_{k}"] for k in KINDS) * 1e6 == pytest.approx(expected.macs)
+
+
+def test_a_convolution_with_one_group_left_counts_as_an_ordinary_one() -> None:
+    model = Cardinal()
+    anatomy = Anatomy.of(model, X, channel_step=4, least_channels=4)
+    narrowest = anatomy.choose(Scale(1.0, 0.05, 1.0)).scale
+    pruned = prune(model, narrowest, X, anatomy=anatomy)
+    left = [pruned.model.get_submodule(name).groups for name in ("grouped", "alone", "larger")]
+    assert left == [1, 1, 2]
+    cost = anatomy.cost(narrowest)
+    assert cost == count(pruned.model, X)
+    assert (cost.features["layers_conv"], cost.features["layers_depthwise"]) == (3, 1)  # the stem and the first two
 
 
 def test_lattice_names_distinct_networks_and_is_reached_exactly() -> None:
