@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from device_profiles.errors import DeviceError
+from mobileprune.budget import Budget
 from mobileprune.engine import Job
 from mobileprune.scale import Scale
 from mobileprune.search.probes import parent_of
+from mobileprune.stages.candidates import TOGETHER, measure_candidates, to_be_measured
 from mobileprune.stages.context import Context
 from mobileprune.stages.prune import cut, finished_probes, store
 from mobileprune.stages.records import probe_limit, scale_key
 from mobileprune.stages.remaining import FULL_EPOCHS, probe_cost
-from mobileprune.stages.solve import check_reachable, current_budgets, plan_probes
+from mobileprune.stages.solve import check_reachable, current_budgets, designed_probes, plan_probes, worth_measuring
 from mobileprune.stages.train import choose_rate, describe, scores, train
 from mobileprune.words import counted
+
+_OPTIMISM = 1.0  # standard deviations above its prediction that a scale is given before it is measured
 
 
 def probe(ctx: Context) -> None:
@@ -23,7 +30,7 @@ def probe(ctx: Context) -> None:
     budgets = current_budgets(ctx.run)
     check_reachable(ctx.run, budgets)
     announced = False
-    while planned := plan_probes(ctx.run, budgets):
+    while planned := _plan(ctx, budgets):
         if not announced:
             each = counted(ctx.schedule("probe").epochs, "epoch")
             ctx.display.stage("probe", f"accuracy of up to {probe_limit(ctx.run)} scales, {each} each")
@@ -33,6 +40,27 @@ def probe(ctx: Context) -> None:
     if announced:
         made = counted(len(ctx.run.journal.all("probe")), "probe")
         ctx.display.say(f"{made}: {100 * probe_cost(ctx.run):.2g} % of the work of {FULL_EPOCHS} epochs of the base")
+
+
+def _plan(ctx: Context, budgets: Sequence[Budget]) -> list[Scale]:
+    """The scales to probe next. Before one is chosen by what it promises, what might be the best is measured."""
+    run = ctx.run
+    free = len(run.journal.all("probe")) < probe_limit(run)
+    if free and to_be_measured(budgets) and not designed_probes(run, budgets):
+        _measure_hopefuls(ctx, budgets)
+    return plan_probes(run, budgets)
+
+
+def _measure_hopefuls(ctx: Context, budgets: Sequence[Budget]) -> None:
+    """Time the scales that may be the most accurate within the budgets. These lie at the budget, and the fitted latency
+    does not know on which side: without a measurement none of them would be probed."""
+    candidates = worth_measuring(ctx.run, budgets, TOGETHER, _OPTIMISM)
+    if not candidates:
+        return
+    try:
+        measure_candidates(ctx, candidates, budgets)
+    except DeviceError as error:
+        ctx.display.say(f"probes are chosen by the fitted latency: {error}", style="yellow")
 
 
 def _probe_all(ctx: Context, planned: list[Scale]) -> None:

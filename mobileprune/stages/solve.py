@@ -228,25 +228,23 @@ def solve_run(
     return solution
 
 
-def worth_measuring(run: Run, budgets: Sequence[Budget], count: int) -> list[Scale]:
+def worth_measuring(run: Run, budgets: Sequence[Budget], count: int, optimism: float = 0.0) -> list[Scale]:
     """At most ``count`` scales that may keep ``budgets`` and were not measured yet, the most accurate first.
 
     None that a measured scale which keeps them is as accurate as, by prediction. Measuring takes seconds and training
-    minutes, so a scale that the fitted latency is unsure of is not given up unmeasured.
+    minutes, so a scale that the fitted latency is unsure of is not given up unmeasured. optimism: the accuracy that
+    counts, in standard deviations above what is predicted; of a measured scale it is what is predicted.
     """
     problem = Problem(run, tuple(budgets))
     field = survey(
         problem.accuracy, problem.constraints, [s for s in problem.costs.candidates if not problem.missed(s)]
     )
-    found: list[Scale] = []
-    for i in field.ranking():
-        scale = field.scales[i]
-        if run.journal.get("latency", scale_key(scale)) is not None:
-            if field.joint[i] >= float(run.asked["confidence"]):
-                break
-        elif field.joint[i] >= _WORTH_MEASURING:
-            found.append(scale)
-    return found[:count]
+    measured = np.array([run.journal.get("latency", scale_key(s)) is not None for s in field.scales])
+    kept = measured & (field.joint >= float(run.asked["confidence"]))
+    least = field.mean[kept].max(initial=-np.inf)
+    hoped = field.mean + optimism * field.std
+    found = [i for i in field.ranking() if not measured[i] and field.joint[i] >= _WORTH_MEASURING and hoped[i] > least]
+    return [field.scales[i] for i in sorted(found, key=lambda i: -hoped[i])][:count]
 
 
 def _nothing_to_do(problem: Problem) -> str:
@@ -280,11 +278,25 @@ def plan_probes(run: Run, budgets: Sequence[Budget]) -> list[Scale]:
     All that the design still wants, ancestors first, in whatever order they are then done; after that one at a time,
     while it promises a gain. A later question, when all the probes asked for were made, goes straight to the latter.
     """
-    problem = Problem(run, tuple(budgets))
     done = [scale_of(e) for e in run.journal.all("probe")]
     if len(done) >= probe_limit(run):
         return []
+    if waiting := designed_probes(run, budgets):
+        return waiting
+    problem = Problem(run, tuple(budgets))
+    following = next_probe(
+        problem.accuracy, problem.constraints, problem.costs.candidates, done, float(run.asked["confidence"])
+    )
+    return [] if following is None else [following]
+
+
+def designed_probes(run: Run, budgets: Sequence[Budget]) -> list[Scale]:
+    """What the design still wants of the probes asked for, ancestors first: a spread around the budgets."""
+    done = [scale_of(e) for e in run.journal.all("probe")]
     limit = int(run.asked["probes"])
+    if len(done) >= limit:
+        return []
+    problem = Problem(run, tuple(budgets))
     tightest = min(problem.constraints, key=problem.share)
     first = initial_probes(
         _worth_probing(run, _box(problem.costs.candidates)),
@@ -292,13 +304,7 @@ def plan_probes(run: Run, budgets: Sequence[Budget]) -> list[Scale]:
         cost=lambda scales: tightest.predict(scales)[0],
         budget=problem.share(tightest),
     )
-    waiting = [scale for scale in first if scale not in done]
-    if waiting and len(done) < limit:
-        return waiting[: limit - len(done)]
-    following = next_probe(
-        problem.accuracy, problem.constraints, problem.costs.candidates, done, float(run.asked["confidence"])
-    )
-    return [] if following is None else [following]
+    return [scale for scale in first if scale not in done][: limit - len(done)]
 
 
 def _accuracy_lines(problem: Problem, solution: Solution) -> list[str]:

@@ -1,0 +1,37 @@
+"""Candidates: scales that may be the answer are timed, untrained, as that takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mobileprune.budget import Budget, shown
+from mobileprune.scale import BASE, Scale
+from mobileprune.stages.context import Context
+from mobileprune.stages.profile import export_for_timing, measure, record, shaped
+from mobileprune.stages.records import scale_key
+from mobileprune.stages.solve import Problem
+
+TOGETHER = 3  # candidates measured in the same rounds
+
+
+def to_be_measured(budgets: Sequence[Budget]) -> bool:
+    """Whether candidates must be measured at all: what is counted is known."""
+    return any(budget.quantity in ("latency", "size") for budget in budgets)
+
+
+def measure_candidates(ctx: Context, scales: Sequence[Scale], budgets: Sequence[Budget]) -> None:
+    """Time ``scales`` and the base in the same rounds; the samples go to the journal."""
+    folder = ctx.folder("profile")
+    files = {scale_key(s): folder / f"{scale_key(s)}.{ctx.timing_format}" for s in (BASE, *scales)}
+    for which, path in zip((BASE, *scales), files.values(), strict=True):
+        model, size = shaped(ctx, which)
+        export_for_timing(ctx, model, size, path)
+    measured = measure(ctx, files, scale_key(BASE)).measurements
+    record(ctx, measured, {scale_key(s): (s, files[scale_key(s)].stat().st_size) for s in scales})
+    for path in files.values():
+        path.unlink()
+    problem = Problem(ctx.run, tuple(budgets))
+    for scale in scales:
+        found = measured[scale_key(scale)]
+        verdict = "misses the budget" if problem.missed(scale) else "keeps the budget"
+        ctx.display.say(f"{scale} {found.origin}: {shown('latency', found.latency_ms)}, {verdict}")
