@@ -244,4 +244,4 @@ def candidates(name: str, samples: Samples, axes: Axes) -> list[Form]:
     ]
     polynomials = [low_rank_form(rank, degree) for rank, degree in carried]
     named = {"monotone": [MONOTONE], "power-law-gp": [POWER_LAW_GP], "polynomial": polynomials}
-    return [MONOTONE, POWER_LAW_GP, *polynomials] if name == "auto" else named[name]
+    return [POWER_LAW_GP, MONOTONE, *polynomials] if name == "auto" else named[name]
