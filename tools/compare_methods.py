@@ -287,11 +287,15 @@ def ours(ctx: Context, ledger: Ledger, speedup: float) -> None:
 
 
 def measured_together(ctx: Context, finals: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """All finals and the base in one session, by file."""
+    """All finals and the base in one session, by file.
+
+    25 rounds: where the clock of a machine has two speeds, 10 % apart and changing every few seconds, the median of 9
+    rounds is now of the one and now of the other.
+    """
     files = {f"base.{n}": ctx.run.path / "base" / "artifacts" / f"model.{n}" for n in ("onnx", "tflite")}
     for entry in finals:
         files |= {f"{entry['key']}.{n}": Path(path) for n, path in entry["files"].items()}
-    return benchmark(open_device("host"), files, rounds=9, min_seconds=0.25, threads=1).measurements
+    return benchmark(open_device("host"), files, rounds=25, min_seconds=0.25, threads=1).measurements
 
 
 def rows(ctx: Context, setting: str, ledger: Ledger) -> Iterator[dict[str, Any]]:
