@@ -97,6 +97,19 @@ class Measurement:
     def spread(self) -> float:
         return (self.high_ms - self.low_ms) / 2 / self.latency_ms
 
+    def share_of(self, other: Measurement) -> tuple[float, float, float]:
+        """This latency as a share of another's from the same rounds, with the ends of its 95 % interval.
+
+        The median of the rounds' shares, not the share of the medians: a clock that changes its speed between rounds
+        falls on both of a pair, and the interval holds what is uncertain about either. A prediction has no rounds: the
+        share is that of the latencies, and the interval its own.
+        """
+        if not self.round_minima_ms:
+            latency, low, high = (ms / other.latency_ms for ms in (self.latency_ms, self.low_ms, self.high_ms))
+            return latency, low, high
+        shares = [a / b for a, b in zip(self.round_minima_ms, other.round_minima_ms, strict=True)]
+        return median(shares), *median_interval(shares)
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "round_minima_ms": list(self.round_minima_ms), "spread": self.spread}
 

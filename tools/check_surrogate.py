@@ -74,9 +74,8 @@ def latency_shares(ctx: Context, scales: Sequence[Scale]) -> dict[Scale, tuple[f
     found = measure(ctx, {scale_key(s): path for s, path in files.items()}, scale_key(BASE)).measurements
     for path in files.values():
         path.unlink()
-    base = found[scale_key(BASE)].latency_ms
-    timed = {s: found[scale_key(s)] for s in scales}
-    return {s: (m.latency_ms / base, (m.high_ms - m.low_ms) / 4 / base) for s, m in timed.items()}
+    timed = {s: found[scale_key(s)].share_of(found[scale_key(BASE)]) for s in scales}
+    return {s: (share, (high - low) / 4) for s, (share, low, high) in timed.items()}
 
 
 def check_held_out(ctx: Context, problem: Problem, count: int, table: Table) -> None:

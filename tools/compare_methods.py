@@ -184,8 +184,8 @@ def timed_line(ctx: Context, ledger: Ledger, name: str, candidates: Sequence[Any
         exporters.export_draft(model, spec, path, format="onnx", precision=ctx.precision)
         files[candidate.label] = path
     report = benchmark(open_device("host"), files, rounds=5, min_seconds=0.1, threads=1)
-    times = [report.measurements[label].latency_ms for label in files]
-    shares = [t / times[0] for t in times]
+    timed = [report.measurements[label] for label in files]
+    shares = [one.share_of(timed[0])[0] for one in timed]
     for path in files.values():
         path.unlink()
     ledger.add(key, labels=list(files), shares=shares, broken=len(candidates) - len(files))
@@ -318,7 +318,7 @@ def rows(ctx: Context, setting: str, ledger: Ledger) -> Iterator[dict[str, Any]]
         for name in ("onnx", "tflite"):
             now, before = measured[f"{e['key']}.{name}"], measured[f"base.{name}"]
             row |= {f"{name}_ms": f"{now.latency_ms:.4f}", f"{name}_spread": f"{now.spread:.4f}"}
-            row[f"{name}_speedup"] = f"{before.latency_ms / now.latency_ms:.3f}"
+            row[f"{name}_speedup"] = f"{1 / now.share_of(before)[0]:.3f}"
         yield row | {"wall_s": f"{e['wall_s']:.0f}" if "wall_s" in e else ""}  # mobileprune's stands in its journal
     for e in finals:
         if not e["reached"]:

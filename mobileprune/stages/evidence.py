@@ -70,8 +70,7 @@ def point(problem: Problem, scale: Scale, kind: str) -> Point:
     predicted, low, high = _latency(problem, [scale], fitted_only=True)[0]
     ms, least, most = predicted, low, high
     if timed is not None:
-        to_now = problem.base_ms / timed["base_ms"]
-        ms, least, most = (to_now * timed["measurement"][k] for k in ("latency_ms", "low_ms", "high_ms"))
+        ms, least, most = (problem.base_ms * share for share in timed["share"])
     accuracy = scored["validation"] if scored else None
     return Point(
         scale=scale,

@@ -200,4 +200,5 @@ def record(ctx: Context, found: Mapping[str, Measurement], scales: Mapping[str, 
     base = found[scale_key(BASE)]
     for key, (scale, size) in scales.items():
         data: dict[str, Any] = {"scale": scale.as_tuple(), "size_bytes": size, "base_ms": base.latency_ms}
+        data["share"] = found[key].share_of(base)
         ctx.run.journal.append("latency", key, **data, measurement=found[key].to_dict())

@@ -121,11 +121,11 @@ def latency_samples(run: Run) -> list[LatencySample]:
     """All measured scales of a run. Raises MobilepruneError where there is none."""
     samples = []
     for entry in run.journal.all("latency"):
-        found, base = entry["measurement"], entry["base_ms"]
+        share, low, high = entry["share"]
         # A 95 % interval is about four standard errors wide. A prediction repeats itself exactly: its error is a
         # common one of the profile, which is kept off the budget as a margin.
-        std = (found["high_ms"] - found["low_ms"]) / 4 / base if found["origin"] != "predicted" else 0.0
-        samples.append(LatencySample(scale_of(entry), found["latency_ms"] / base, std, entry["size_bytes"]))
+        std = (high - low) / 4 if entry["measurement"]["origin"] != "predicted" else 0.0
+        samples.append(LatencySample(scale_of(entry), share, std, entry["size_bytes"]))
     if not samples:
         raise MobilepruneError(f"{run.path} has no profile yet; run `mobileprune profile {run.path}` first")
     return samples

@@ -184,7 +184,7 @@ class Problem:
         if budget.quantity in ("latency", "size") and (entry := self.run.journal.get("latency", scale_key(scale))):
             if budget.quantity == "size":
                 return float(entry["size_bytes"])
-            return float(entry["measurement"]["latency_ms"]) * self.base_ms / float(entry["base_ms"])
+            return float(entry["share"][0]) * self.base_ms
         constraint = next(c for c in self.constraints if c.name == budget.quantity)
         value = float(constraint.predict([scale])[0][0])
         return value if budget.quantity == "latency" else value * _MEGA
@@ -199,9 +199,13 @@ class Problem:
                 return True
             if budget.quantity == "latency":
                 # As a share of the base in the same rounds for a relative budget, as measured for an absolute one.
-                margin = self.limit(budget) / budget.limit(self.base_ms)
-                least = entry["measurement"]["latency_ms" if self.predicted else "low_ms"]
-                if least > margin * budget.limit(entry["base_ms"]):
+                share, least_share, _ = entry["share"]
+                found = entry["measurement"]
+                if budget.relative:
+                    least = self.base_ms * (share if self.predicted else least_share)
+                else:
+                    least = found["latency_ms" if self.predicted else "low_ms"]
+                if least > self.limit(budget):
                     return True
         return False
 

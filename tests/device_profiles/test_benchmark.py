@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from scripted import ScriptedDevice, steady
 
-from device_profiles.benchmark import Report, benchmark, drift
-from device_profiles.devices.base import Delegation, DeviceState
+from device_profiles.benchmark import Measurement, Report, benchmark, drift
+from device_profiles.devices.base import Delegation, DeviceState, Predicted
 from device_profiles.errors import DeviceError
 from device_profiles.thermal import Gate
 
@@ -35,6 +35,25 @@ def test_latency_is_the_median_of_the_round_minima(files: dict[str, Path]) -> No
     assert one.p90_ms == pytest.approx(4 + 0.5 + 0.8 * 9.5)
     assert (one.runs, one.init_ms, one.peak_memory_mb) == (21, 5.0, 16.0)
     assert (one.runtime, one.threads) == ("scripted 1.0", 1)
+
+
+def test_a_share_is_of_the_same_rounds(files: dict[str, Path]) -> None:
+    """The clock has two speeds and changes between rounds, once in the middle of one."""
+    slow = {"a": [1.0, 1.1, 1.1, 1.0, 1.1, 1.0, 1.0], "b": [1.0, 1.1, 1.1, 1.1, 1.1, 1.0, 1.0]}
+    device = ScriptedDevice(lambda name, number: [{"a": 2.0, "b": 4.0}[name] * slow[name][number]])
+    found = benchmark(device, {name: files[name] for name in slow}).measurements
+    assert found["a"].latency_ms / found["b"].latency_ms == pytest.approx(0.5 / 1.1)  # by chance off by a tenth
+    share, low, high = found["a"].share_of(found["b"])
+    assert share == pytest.approx(0.5)
+    assert low == pytest.approx(0.5 / 1.1 + 11 / 15 * (0.5 - 0.5 / 1.1)) and high == pytest.approx(0.5)
+    assert found["a"].share_of(found["a"]) == (1.0, 1.0, 1.0)
+
+
+def test_the_share_of_a_prediction_is_that_of_the_latencies() -> None:
+    half, base = (
+        Measurement.predicted(Predicted(ms, 0.9 * ms, 1.1 * ms, 0.05, "a runtime", ""), threads=1) for ms in (4.0, 8.0)
+    )
+    assert half.share_of(base) == pytest.approx((0.5, 0.45, 0.55))
 
 
 def test_files_are_warmed_up_and_then_interleaved_in_shuffled_rounds(files: dict[str, Path]) -> None:

@@ -22,15 +22,21 @@ def measurement(ms: float, error: float, origin: str) -> dict[str, Any]:
     return {"latency_ms": ms, "low_ms": ms * (1 - error), "high_ms": ms * (1 + error), "origin": origin}
 
 
+def append_latency(run: Run, scale: Scale, ms: float, error: float, base_ms: float, size_bytes: int = 1000) -> None:
+    """As if ``scale`` and the base had been timed in the same rounds."""
+    origin = "measured" if run.asked["device"] == "host" else "predicted"
+    share = ms / base_ms
+    run.journal.append(
+        "latency", scale_key(scale), scale=scale.as_tuple(), size_bytes=size_bytes, base_ms=base_ms,
+        share=(share, share * (1 - error), share * (1 + error)), measurement=measurement(ms, error, origin),
+    )  # fmt: skip
+
+
 def run_on(path: Path, device: str, ms: float, base_ms: float = 100.0, error: float = 0.04) -> Run:
     """A run whose base and half-depth scale were timed in the same rounds."""
     run = Run.create(path, {"device": device})
-    origin = "measured" if device == "host" else "predicted"
     for scale, found in ((BASE, base_ms), (HALF, ms)):
-        run.journal.append(
-            "latency", scale_key(scale), scale=scale.as_tuple(), size_bytes=1000, base_ms=base_ms,
-            measurement=measurement(found, error, origin),
-        )  # fmt: skip
+        append_latency(run, scale, found, error, base_ms)
     return run
 
 
@@ -53,10 +59,7 @@ def test_a_predicted_budget_keeps_a_margin_of_a_tenth(tmp_path: Path, ms: float,
 def test_latencies_are_shares_of_the_base_in_the_same_rounds(tmp_path: Path) -> None:
     run = run_on(tmp_path / "run", "host", 40.0)
     # Later the machine is half as fast; only the scale is measured again, beside the base.
-    run.journal.append(
-        "latency", scale_key(HALF), scale=HALF.as_tuple(), size_bytes=1000, base_ms=200.0,
-        measurement=measurement(84.0, 0.04, "measured"),
-    )  # fmt: skip
+    append_latency(run, HALF, 84.0, 0.04, 200.0)
     shares = {s.scale: s.share for s in latency_samples(run)}
     assert shares == {BASE: 1.0, HALF: pytest.approx(0.42)}
     assert base_latency_ms(run) == 200.0
@@ -127,11 +130,7 @@ def test_depths_that_hardly_recover_are_not_probed(added: list[float], least: fl
 
 
 def timed(run: Run, depth: float, ms: float) -> None:
-    scale = Scale(depth)
-    found = measurement(ms, 0.01, "measured")
-    run.journal.append(
-        "latency", scale_key(scale), scale=scale.as_tuple(), size_bytes=1, base_ms=100.0, measurement=found
-    )
+    append_latency(run, Scale(depth), ms, 0.01, 100.0, size_bytes=1)
 
 
 def test_a_measured_scale_takes_what_was_measured(tmp_path: Path) -> None:
