@@ -44,21 +44,21 @@ def read(path: Path) -> list[Row]:
 
 
 def summary(rows: Sequence[Row]) -> Iterator[Row]:
-    """One row per setting, speed-up and method that every seed of the setting reached."""
+    """One row per setting, speed-up and method that reached it with every seed that it was tried with."""
     for setting in dict.fromkeys(row["setting"] for row in rows):
         here = [row for row in rows if row["setting"] == setting]
-        seeds = len({row["seed"] for row in here})
         for target in sorted({float(row["target_speedup"]) for row in here}):
-            cases = [row for row in here if float(row["target_speedup"]) == target and row["test_top1"]]
-            found = [_mean_row(cases, method, seeds) for method in dict.fromkeys(row["method"] for row in cases)]
-            complete = [row for row in found if row["seeds"] == seeds]
+            cases = [row for row in here if float(row["target_speedup"]) == target]
+            missed = {row["method"] for row in cases if not row["test_top1"]}
+            methods = [method for method in dict.fromkeys(row["method"] for row in cases) if method not in missed]
+            complete = [_mean_row(cases, method) for method in methods]
             ours = next((row["test_top1"] for row in complete if row["method"] == OURS), None)
             for row in complete:
                 row |= {"setting": setting, "target_speedup": target}
                 yield row | {"ours_ahead_by": "" if ours is None else round(ours - row["test_top1"], 2)}
 
 
-def _mean_row(cases: Sequence[Row], method: str, seeds: int) -> Row:
+def _mean_row(cases: Sequence[Row], method: str) -> Row:
     mine = [row for row in cases if row["method"] == method]
     top1 = [100 * float(row["test_top1"]) for row in mine]
     found: Row = {"method": method, "seeds": len(mine)}
