@@ -22,6 +22,7 @@ import tomli_w
 from mobileprune.errors import MobilepruneError, UsageError
 
 Entry = dict[str, Any]
+_LAYOUT = 2  # of run.toml and the journal; raised whenever an older folder could not be gone on with
 
 
 @contextmanager
@@ -142,7 +143,7 @@ class Run:
 
     @classmethod
     def open(cls, path: Path) -> Run:
-        """Open an existing run; UsageError when ``path`` holds none."""
+        """Open an existing run; UsageError when ``path`` holds none, or one of another layout."""
         file = path / "run.toml"
         if not file.is_file():
             raise UsageError(f"{path} is not a run folder: it has no run.toml; see `mobileprune optimize --help`")
@@ -150,6 +151,11 @@ class Run:
             asked = tomllib.loads(file.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise MobilepruneError(f"{file} is damaged: {error}; start a new run with --run") from None
+        if (layout := asked.pop("layout", 1)) != _LAYOUT:
+            raise UsageError(
+                f"{path} was begun by another version of mobileprune: its files have layout {layout}, this one reads "
+                f"{_LAYOUT}; go on with that version, or start a new run with --run"
+            )
         return cls(path, asked)
 
     @classmethod
@@ -157,7 +163,7 @@ class Run:
         """Make a new run folder that holds ``asked`` in its run.toml."""
         if path.exists() and (not path.is_dir() or any(p.name != ".lock" for p in path.iterdir())):
             raise UsageError(f"{path} exists and is not a run folder; name another with --run")
-        write_text(path / "run.toml", tomli_w.dumps(dict(asked)))
+        write_text(path / "run.toml", tomli_w.dumps({"layout": _LAYOUT, **asked}))
         return cls(path, asked)
 
     def discard_if_unbegun(self) -> None:

@@ -158,6 +158,9 @@ def test_run_round_trip_and_refusals(tmp_path: Path) -> None:
         Run.open(tmp_path)
     with pytest.raises(UsageError, match="exists and is not a run folder"):
         Run.create(tmp_path, {})
+    (tmp_path / "run" / "run.toml").write_text("seed = 3")  # as before folders were numbered
+    with pytest.raises(UsageError, match="begun by another version of mobileprune: its files have layout 1"):
+        Run.open(tmp_path / "run")
     (tmp_path / "run" / "run.toml").write_text("seed = ")
     with pytest.raises(MobilepruneError, match=r"run\.toml is damaged"):
         Run.open(tmp_path / "run")
