@@ -121,16 +121,22 @@ def _simplified(model: ModelProto) -> ModelProto:
 
 
 def _torchscript(module: nn.Module, spec: InputSpec, opset: int) -> ModelProto | None:
-    """The TorchScript exporter, folded; None where it cannot take the module."""
+    """The TorchScript exporter, folded; None where it cannot take the module.
+
+    It is given the operators that the module runs at this size. Of the module itself it would export the arithmetic on
+    shapes too, where it rounds negative quotients up: TensorFlow's SAME padding, -(-size // stride), came out too small.
+    """
     import onnx
     import onnxsim
     import torch
+    from torch.fx.experimental.proxy_tensor import make_fx
 
     file: Any = io.BytesIO()  # the TorchScript exporter takes an open file too
-    example = (torch.zeros(spec.shape()),)
+    example = torch.zeros(spec.shape())
     try:
-        with _native_log_in_python():
-            torch.onnx.export(module, example, file, dynamo=False, opset_version=opset, verbose=False, **_NAMES)
+        with torch.no_grad(), _native_log_in_python():
+            flat = make_fx(module, pre_dispatch=True)(example)
+            torch.onnx.export(flat, (example,), file, dynamo=False, opset_version=opset, verbose=False, **_NAMES)
     except Exception:  # deprecated and frozen
         return None
     # Folded as the final file is: ONNX Runtime leaves a padding of its own in front of every convolution.

@@ -48,6 +48,21 @@ class Cifar(nn.Module):
         return self.classify(F.avg_pool2d(x, x.shape[3]).flatten(1))
 
 
+class SamePadded(nn.Module):
+    """Halves three times, padded as TensorFlow's SAME pads: as the size that it is given asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, 2) for i, o in ((3, 8), (8, 8), (8, 8)))
+        self.classify = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.convs:
+            total = (-(-x.shape[3] // 2) - 1) * 2 + 3 - x.shape[3]
+            x = conv(F.pad(x, (total // 2, total - total // 2) * 2))
+        return self.classify(x.mean((2, 3)))
+
+
 class OddPool(nn.Module):
     """Pools 16 x 16 to 5 x 5, which the TorchScript exporter cannot write."""
 
@@ -66,7 +81,7 @@ class Wide(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(768, 100), nn.ReLU(), nn.Linear(100, 5))
 
 
-NETS = {"mobile": Mobile, "cifar": Cifar, "oddpool": OddPool, "wide": Wide}
+NETS = {"mobile": Mobile, "cifar": Cifar, "oddpool": OddPool, "same": SamePadded, "wide": Wide}
 SPEC = InputSpec(3, 16, 16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3))
 
 
