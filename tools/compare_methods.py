@@ -97,6 +97,10 @@ class Ledger:
             entry = json.loads(line)
             self.done[entry["key"]] = entry
 
+    def has(self, key: str, label: str) -> bool:
+        """Whether the network of this label was made; another is where its line was measured anew."""
+        return key in self.done and self.done[key]["label"] == label
+
     def add(self, key: str, **data: Any) -> dict[str, Any]:
         entry = {"key": key, **data}
         with self.path.open("a") as file:
@@ -230,17 +234,19 @@ def test_top1(ctx: Context, entry: dict[str, Any], tflite: Path, size: int) -> f
 def rival(ctx: Context, ledger: Ledger, name: str, line: str, speedup: float, scale_epochs: float) -> None:
     """Fine-tune the rival's network for one speed-up and write its files."""
     key = f"final {name} {speedup:g}x"
-    if key in ledger.done:
-        return
     candidates = lines(ctx)[line]
     place = largest_within(timed_line(ctx, ledger, line, candidates), 1 / speedup)
     if place is None:
         found = ledger.done[f"line {line}"]
         label = f"not reached: {1 / min(found['shares']):.2f}x at the most"
         label += f"; {found['broken']} of {len(candidates)} networks do not run" if found.get("broken") else ""
+        if ledger.has(key, label):
+            return
         ledger.add(key, method=name, speedup=speedup, reached=False, label=label)
         return
     chosen = next(c for c in candidates if c.label == ledger.done[f"line {line}"]["labels"][place])
+    if ledger.has(key, chosen.label):
+        return
     began = time.monotonic()
     model, size = chosen.start()
     epochs = round(ctx.schedule("result").epochs * scale_epochs)
@@ -258,10 +264,9 @@ def rival(ctx: Context, ledger: Ledger, name: str, line: str, speedup: float, sc
 
 def ours(ctx: Context, ledger: Ledger, speedup: float) -> None:
     """mobileprune's own answer for one speed-up; its probes are shared by all of them."""
-    key = f"final mobileprune {speedup:g}x"
-    if key in ledger.done:
+    key, scale = f"final mobileprune {speedup:g}x", chosen_scale(ctx.run)
+    if ledger.has(key, str(scale)):
         return
-    scale = chosen_scale(ctx.run)
     folder = ctx.run.path / "results" / scale_key(scale)
     network = restore(ctx, folder, "weights")
     entry = ctx.run.journal.get("finetuned", scale_key(scale))

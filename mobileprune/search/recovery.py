@@ -1,4 +1,4 @@
-"""How accuracy grows with training: a pruned network's errors fall as a power of the epochs since it left the base.
+"""How accuracy grows with training: what a pruned network lacks to its base shrinks as a power of the epochs since.
 
 Probes are cut from one another, so that some have been trained for longer than others; results for longer still. One
 surface is fitted to all of them, each told as if trained for as long as the others.
@@ -12,36 +12,42 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mobileprune.scale import Scale
+from mobileprune.scale import BASE, Scale
 from mobileprune.search.accuracy import AccuracySurrogate, fit_accuracy
 
-EXPONENTS = (0.0, 0.03, 0.06, 0.09, 0.12, 0.15, 0.18, 0.21, 0.24)
-# Prior of the exponent: what two runs on CIFAR-10 had, whose trainings were of one to four epochs.
-_USUAL, SPREAD = 0.12, 0.04
+EXPONENTS = tuple(0.04 * i for i in range(13))
+# Prior of the exponent: what ten runs on CIFAR-10 and imagenette had, whose trainings were of one to four epochs.
+_USUAL, SPREAD = 0.2, 0.04
 _LEAST_ERROR = 1e-4  # of a fit, as a fraction: where all is exact nothing is to be told apart
 _ALONE = "monotone"  # the form by which exponents are compared: the quickest
 
 
-def retold(accuracy: ArrayLike, trained: ArrayLike, wanted: float, exponent: float) -> NDArray[np.float64]:
-    """The accuracy (fractions) after ``wanted`` epochs where it was found after ``trained``; as it is if infinite."""
-    epochs = np.asarray(trained, dtype=float)
+def retold(
+    accuracy: ArrayLike, trained: ArrayLike, wanted: float, exponent: float, ceiling: float
+) -> NDArray[np.float64]:
+    """The accuracy (fractions) after ``wanted`` epochs where it was found after ``trained``; as it is if infinite.
+
+    ceiling: the base's accuracy. Where nothing lacks to it, training is taken to change nothing.
+    """
+    found, epochs = np.asarray(accuracy, dtype=float), np.asarray(trained, dtype=float)
     share = np.where(np.isinf(epochs), 1.0, (wanted / np.where(np.isinf(epochs), wanted, epochs)) ** -exponent)
-    return np.asarray(1.0 - (1.0 - np.asarray(accuracy)) * share, dtype=np.float64)
+    return np.asarray(found + np.maximum(ceiling - found, 0.0) * (1.0 - share), dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """The accuracy after ``epochs`` of training, and the exponent by which it changes with them."""
+    """The accuracy after ``epochs`` of training, and the exponent by which it changes with them; see ``retold``."""
 
     surrogate: AccuracySurrogate
     exponent: float
     epochs: float
+    ceiling: float
 
     def after(self, mean: float, std: float, epochs: float) -> tuple[float, float]:
         """Mean and standard deviation (fractions) after so many epochs, from those that ``surrogate`` gives."""
-        told = float(retold(mean, self.epochs, epochs, self.exponent))
-        share = (1.0 - told) / max(1.0 - mean, _LEAST_ERROR)
-        return told, float(np.hypot(share * std, (1.0 - told) * SPREAD * np.log(epochs / self.epochs)))
+        told = float(retold(mean, self.epochs, epochs, self.exponent, self.ceiling))
+        lacked, lacks = max(self.ceiling - mean, _LEAST_ERROR), max(self.ceiling - told, _LEAST_ERROR)
+        return told, float(np.hypot(lacks / lacked * std, lacks * SPREAD * np.log(epochs / self.epochs)))
 
 
 def fit_recovery(
@@ -53,14 +59,16 @@ def fit_recovery(
     are missed least, given its prior; where all were trained alike the prior alone says it. form: see ``fit_accuracy``.
     """
     trained, noise = np.asarray(epochs, dtype=float), np.asarray(stds, dtype=float)
+    ceiling = max((float(a) for a, s in zip(np.asarray(accuracies), scales, strict=True) if s == BASE), default=1.0)
     finite = trained[np.isfinite(trained)]
     middle = float(np.exp(np.mean(np.log(finite)))) if len(finite) else 1.0
 
     def doubt(exponent: float) -> float:
-        told = retold(accuracies, trained, middle, exponent)
+        told = retold(accuracies, trained, middle, exponent, ceiling)
         error = max(fit_accuracy(scales, told, noise, _ALONE).cv_error, _LEAST_ERROR)
         return len(told) * float(np.log(error)) + (exponent - _USUAL) ** 2 / (2 * SPREAD**2)
 
     alike = len(set(finite.tolist())) < 2
     exponent = _USUAL if alike else min(EXPONENTS, key=doubt)
-    return Recovery(fit_accuracy(scales, retold(accuracies, trained, middle, exponent), noise, form), exponent, middle)
+    told = retold(accuracies, trained, middle, exponent, ceiling)
+    return Recovery(fit_accuracy(scales, told, noise, form), exponent, middle, ceiling)
