@@ -124,7 +124,7 @@ def _torchscript(module: nn.Module, spec: InputSpec, opset: int) -> ModelProto |
     """The TorchScript exporter, folded; None where it cannot take the module.
 
     It is given the operators that the module runs at this size. Of the module itself it would export the arithmetic on
-    shapes too, where it rounds negative quotients up: TensorFlow's SAME padding, -(-size // stride), came out too small.
+    shapes too, where it rounds negative quotients up: TensorFlow's SAME padding, -(-size // stride), came out smaller.
     """
     import onnx
     import onnxsim
