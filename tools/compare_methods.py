@@ -83,7 +83,6 @@ COLUMNS = (
 )  # fmt: skip
 _TRAINED = ("data", "training", "epoch", "base", "ranking", "probe")  # of a journal: what another precision shares
 _VALIDATION_IMAGES = 5_000  # of a smaller CIFAR-10; half as many photographs
-
 _EXTRA_HELP = "RIVAL@SPEEDUP that is also trained for as many more epochs as the probes took"
 
 
@@ -236,15 +235,13 @@ def rival(ctx: Context, ledger: Ledger, name: str, line: str, speedup: float, sc
     key = f"final {name} {speedup:g}x"
     candidates = lines(ctx)[line]
     place = largest_within(timed_line(ctx, ledger, line, candidates), 1 / speedup)
+    found = ledger.done[f"line {line}"]
     if place is None:
-        found = ledger.done[f"line {line}"]
         label = f"not reached: {1 / min(found['shares']):.2f}x at the most"
         label += f"; {found['broken']} of {len(candidates)} networks do not run" if found.get("broken") else ""
-        if ledger.has(key, label):
-            return
         ledger.add(key, method=name, speedup=speedup, reached=False, label=label)
         return
-    chosen = next(c for c in candidates if c.label == ledger.done[f"line {line}"]["labels"][place])
+    chosen = next(c for c in candidates if c.label == found["labels"][place])
     if ledger.has(key, chosen.label):
         return
     began = time.monotonic()
@@ -252,12 +249,11 @@ def rival(ctx: Context, ledger: Ledger, name: str, line: str, speedup: float, sc
     epochs = round(ctx.schedule("result").epochs * scale_epochs)
     stem = ctx.folder("finals") / key.replace(" ", "-").replace(",", "").replace("=", "")
     train(ctx, model, ctx.view_at(size), "result", stem.name, distill=True, epochs=epochs)
-    found = scores(ctx, model, ctx.view_at(size))
-    model.eval()
-    cost = count(model, ctx.example[:1, :, :size, :size])
+    scored = scores(ctx, model, ctx.view_at(size))
+    cost = count(model.eval(), ctx.example[:1, :, :size, :size])
     entry = {"label": chosen.label, "epochs": epochs, "macs": cost.macs, "params": cost.params}
-    files = written(ctx, model, size, stem, found["validation"]["accuracy"])
-    entry |= {"test_top1": test_top1(ctx, found, Path(files["tflite"]), size), **found, "files": files}
+    files = written(ctx, model, size, stem, scored["validation"]["accuracy"])
+    entry |= {"test_top1": test_top1(ctx, scored, Path(files["tflite"]), size), **scored, "files": files}
     ledger.add(key, method=name, speedup=speedup, reached=True, wall_s=time.monotonic() - began, **entry)
     forget(ctx, stem.name)
 

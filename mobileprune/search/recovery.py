@@ -16,7 +16,7 @@ from mobileprune.scale import BASE, Scale
 from mobileprune.search.accuracy import AccuracySurrogate, fit_accuracy
 
 EXPONENTS = tuple(0.04 * i for i in range(13))
-# Prior of the exponent: what ten runs on CIFAR-10 and imagenette had, whose trainings were of one to four epochs.
+# Prior of the exponent: it foretold best what ten runs, with trainings of one to four epochs, found next.
 _USUAL, SPREAD = 0.2, 0.04
 _LEAST_ERROR = 1e-4  # of a fit, as a fraction: where all is exact nothing is to be told apart
 _ALONE = "monotone"  # the form by which exponents are compared: the quickest
