@@ -18,6 +18,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ from mobileprune.search.recovery import Recovery, fit_recovery
 from mobileprune.search.solver import solve
 from mobileprune.stages.accuracies import Sample, accuracy_samples, probe_epochs, start_of
 from mobileprune.stages.context import Context
+from mobileprune.stages.problem import Problem
 from mobileprune.stages.profile import export_for_timing, measure, shaped
 from mobileprune.stages.prune import cut, finished_probes
 from mobileprune.stages.records import scale_key, scale_of
-from mobileprune.stages.solve import Problem
 from mobileprune.stages.train import scores, train
 
 _Z = 1.2816  # standard errors on either side of an 80 % interval, which is what is checked
@@ -111,8 +112,9 @@ def trained_as_probe(ctx: Context, scale: Scale, share: tuple[float, float]) -> 
 
 def foretold(problem: Problem, parent: Scale, scale: Scale, found: Mapping[str, Any]) -> dict[str, Any]:
     """What the surrogates say of a scale, for as much training as it has had, and whether their intervals hold it."""
-    mean, std = (float(value[0]) for value in problem.accuracy.predict([scale]))
-    mean, std = problem.recovery.after(mean, std, probe_epochs(problem.run, parent))
+    trained = probe_epochs(problem.run, parent)
+    told = problem.recovery.after(*problem.accuracy.predict([scale]), trained)
+    mean, std = (float(value[0]) for value in told)
     reach = _Z * math.hypot(std, problem.accuracy.noise)
     row: dict[str, Any] = {"predicted": f"{mean:.4f}", "low": f"{mean - reach:.4f}", "high": f"{mean + reach:.4f}"}
     row["accuracy_held"] = bool(abs(mean - float(found["accuracy"])) <= reach)
@@ -154,7 +156,8 @@ def choices(ctx: Context, problem: Problem, probes: Sequence[Sample]) -> Iterato
 
     def choice(by: Recovery) -> Scale:
         confidence = float(ctx.asked["confidence"])
-        chosen = solve(by.surrogate, problem.constraints, field, confidence=confidence, frontier=0, continuous=False)
+        accuracy = replace(problem.results, recovery=by)
+        chosen = solve(accuracy, problem.constraints, field, confidence=confidence, frontier=0, continuous=False)
         return chosen.scale
 
     everything = fitted(ctx, probes)
@@ -163,7 +166,7 @@ def choices(ctx: Context, problem: Problem, probes: Sequence[Sample]) -> Iterato
         some = fitted(ctx, probes[:count])
         scale = choice(some)
         (mean,), (std,) = everything.surrogate.predict([scale])
-        predicted = some.after(float(some.surrogate.predict([scale])[0][0]), 0.0, everything.epochs)[0]
+        predicted = float(some.after(*some.surrogate.predict([scale]), everything.epochs)[0][0])
         row = {"probes": count, **row_of(scale), "predicted": f"{predicted:.4f}"}
         yield row | {"by_all": f"{mean:.4f}", "by_all_std": f"{std:.4f}", "lacks": f"{best - mean:.4f}"}
 

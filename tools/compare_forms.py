@@ -54,7 +54,7 @@ def foretold(known: Sequence[Sample], wanted: Sample, form: str) -> float:
         form,
     )
     mean, std = recovery.surrogate.estimate([wanted.scale])
-    return recovery.after(float(mean[0]), float(std[0]), wanted.epochs)[0]
+    return float(recovery.after(mean, std, [wanted.epochs])[0][0])
 
 
 def main() -> None:

@@ -41,9 +41,10 @@ from mobileprune.run import Run, locked
 from mobileprune.scale import Scale
 from mobileprune.stages.context import Context
 from mobileprune.stages.files import Images, Job
+from mobileprune.stages.problem import Problem
 from mobileprune.stages.prune import restore
 from mobileprune.stages.records import scale_key
-from mobileprune.stages.solve import Problem, chosen_scale, current_budgets
+from mobileprune.stages.solve import chosen_scale, current_budgets
 from mobileprune.stages.train import forget, scores, train, training_data
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -186,7 +187,7 @@ def timed_line(ctx: Context, ledger: Ledger, name: str, candidates: Sequence[Any
         spec = exporters.InputSpec(3, size, size, ctx.view.mean, ctx.view.std)
         exporters.export_draft(model, spec, path, format="onnx", precision=ctx.precision)
         files[candidate.label] = path
-    report = benchmark(open_device("host"), files, rounds=5, min_seconds=0.1, threads=1)
+    report = benchmark(open_device("host"), files, rounds=9, min_seconds=0.1, threads=1)
     timed = [report.measurements[label] for label in files]
     shares = [one.share_of(timed[0])[0] for one in timed]
     for path in files.values():

@@ -17,9 +17,10 @@ from torch import nn
 
 from mobileprune.scale import BASE, Scale
 from mobileprune.stages.context import Context
+from mobileprune.stages.problem import Problem
 from mobileprune.stages.profile import shaped
 from mobileprune.stages.prune import cut
-from mobileprune.stages.solve import Problem, current_budgets
+from mobileprune.stages.solve import current_budgets
 
 
 @dataclass(frozen=True)

@@ -55,5 +55,6 @@ def solve(
         opened = Run.open(run)
         asked = parse_budgets(budgets) or current_budgets(opened)
         solution = solve_run(opened, asked, how.get("confidence"), how["surrogate"])
-        answer, lines = solution_dict(opened, solution, asked), describe_solution(opened, solution, asked)
+        answer = solution_dict(opened, solution)
+        lines = describe_solution(opened, solution, asked, how["surrogate"])
     print_lines([json.dumps(answer, indent=1)] if as_json else lines)

@@ -17,7 +17,7 @@ def share(value: float) -> str:
 def frontier(evidence: Evidence) -> list[str]:
     """What the frontier is, and what more budget would buy."""
     text = [
-        f"The best accuracy that is predicted for each limit on {evidence.limit_name} after a probe's training, with "
+        f"The best accuracy that is predicted of a result for each limit on {evidence.limit_name}, with "
         f"its 80 % interval, at a confidence of {share(evidence.confidence)} that the limit is kept. "
         "Probes carry their accuracy after a short fine-tuning, base and result after a full one, "
         "with their standard errors.",

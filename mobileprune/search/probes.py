@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from mobileprune.scale import BASE, Lattice, Scale
-from mobileprune.search.accuracy import AccuracySurrogate
-from mobileprune.search.samples import Array, points
-from mobileprune.search.solver import Constraint, Field, survey
+from mobileprune.search.samples import Array, Samples, points
+from mobileprune.search.solver import Accuracy, Constraint, Field, survey
 
 THRESHOLD = 0.0003  # an expected gain of 0.03 points is not worth another probe
 _CONTENDERS = 160  # candidates that a probe's gain is computed for
@@ -18,6 +18,17 @@ _CONTENDERS = 160  # candidates that a probe's gain is computed for
 # a long step shows better against the noise of a probe (0.13 to 0.09 points of regret on simulated noisy surfaces).
 _BEYOND, _DEEP, _HALF = 1.5, 1.6, 0.5
 _TILT = 0.6
+
+
+class Belief(Accuracy, Protocol):
+    """What is believed of the accuracies of all scales together; AccuracySurrogate and ResultAccuracy are such."""
+
+    @property
+    def noise(self) -> float: ...
+    @property
+    def samples(self) -> Samples: ...
+    def covariance(self, x: Array) -> Array: ...
+
 
 Cost = Callable[[Sequence[Scale]], Array]  # relative or absolute cost (n,) of scales; the base must be among its domain
 
@@ -27,9 +38,18 @@ def parent_of(scale: Scale, done: Iterable[Scale]) -> Scale:
 
     Near means the least sum of logarithmic steps: the least is cut from its weights.
     """
-    target = np.log(scale.as_tuple())
-    ancestors = [s for s in {*done, BASE} if s != scale and np.all(np.log(s.as_tuple()) >= target - 1e-9)]
-    return min(ancestors, key=lambda s: (float((np.log(s.as_tuple()) - target).sum()), s), default=BASE)
+    return parents_of([scale], done)[0]
+
+
+def parents_of(scales: Sequence[Scale], done: Iterable[Scale]) -> list[Scale]:
+    """The parent of each of ``scales``, all at once: see ``parent_of``."""
+    ancestors = sorted({*done, BASE})
+    target, place = points(scales)[:, None, :], points(ancestors)[None, :, :]
+    steps = np.log(place) - np.log(target)
+    fit = (steps >= -1e-9).all(axis=2) & (place != target).any(axis=2)
+    far = np.where(fit, steps.sum(axis=2), np.inf)
+    nearest = far.argmin(axis=1)  # of several as near the first, which is the smallest
+    return [ancestors[i] if np.isfinite(row[i]) else BASE for i, row in zip(nearest, far, strict=True)]
 
 
 def initial_probes(lattice: Lattice, n: int, cost: Cost | None = None, budget: float | None = None) -> list[Scale]:
@@ -129,7 +149,7 @@ def _remoteness(scale: Scale, chosen: Sequence[Scale], low: Array) -> tuple[floa
 
 
 def next_probe(
-    accuracy: AccuracySurrogate,
+    accuracy: Belief,
     constraints: Sequence[Constraint],
     candidates: Sequence[Scale] | Lattice,
     done: Iterable[Scale] = (),
@@ -146,7 +166,7 @@ def next_probe(
 
 
 def rate_probes(
-    accuracy: AccuracySurrogate, field: Field, done: Iterable[Scale] = (), confidence: float = 0.5
+    accuracy: Belief, field: Field, done: Iterable[Scale] = (), confidence: float = 0.5
 ) -> tuple[Scale, float] | None:
     """The best next probe and its expected gain (a fraction); None where no feasible candidate is left to probe."""
     known = set(done) | {Scale(*row) for row in accuracy.samples.x}
@@ -165,7 +185,7 @@ def rate_probes(
     return field.scales[contenders[k]], float(gains[k])
 
 
-def _knowledge_gradient(accuracy: AccuracySurrogate, field: Field, contenders: Sequence[int]) -> Array:
+def _knowledge_gradient(accuracy: Belief, field: Field, contenders: Sequence[int]) -> Array:
     """Expected gain (n,) of probing each contender, by Gauss-Hermite quadrature over the probe's outcome."""
     x = points([field.scales[i] for i in contenders])
     mean = field.mean[list(contenders)]

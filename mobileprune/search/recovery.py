@@ -6,7 +6,7 @@ surface is fitted to all of them, each told as if trained for as long as the oth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mobileprune.scale import BASE, Scale
 from mobileprune.search.accuracy import AccuracySurrogate, fit_accuracy
+from mobileprune.search.samples import Array, Samples
 
 EXPONENTS = tuple(0.04 * i for i in range(13))
 # Prior of the exponent: it foretold best what ten runs, with trainings of one to four epochs, found next.
@@ -23,13 +24,14 @@ _ALONE = "monotone"  # the form by which exponents are compared: the quickest
 
 
 def retold(
-    accuracy: ArrayLike, trained: ArrayLike, wanted: float, exponent: float, ceiling: float
+    accuracy: ArrayLike, trained: ArrayLike, wanted: ArrayLike, exponent: float, ceiling: float
 ) -> NDArray[np.float64]:
     """The accuracy (fractions) after ``wanted`` epochs where it was found after ``trained``; as it is if infinite.
 
     ceiling: the base's accuracy. Where nothing lacks to it, training is taken to change nothing.
     """
     found, epochs = np.asarray(accuracy, dtype=float), np.asarray(trained, dtype=float)
+    wanted = np.asarray(wanted, dtype=float)
     share = np.where(np.isinf(epochs), 1.0, (wanted / np.where(np.isinf(epochs), wanted, epochs)) ** -exponent)
     return np.asarray(found + np.maximum(ceiling - found, 0.0) * (1.0 - share), dtype=np.float64)
 
@@ -43,11 +45,53 @@ class Recovery:
     epochs: float
     ceiling: float
 
-    def after(self, mean: float, std: float, epochs: float) -> tuple[float, float]:
+    def after(self, mean: ArrayLike, std: ArrayLike, epochs: ArrayLike) -> tuple[Array, Array]:
         """Mean and standard deviation (fractions) after so many epochs, from those that ``surrogate`` gives."""
-        told = float(retold(mean, self.epochs, epochs, self.exponent, self.ceiling))
-        lacked, lacks = max(self.ceiling - mean, _LEAST_ERROR), max(self.ceiling - told, _LEAST_ERROR)
-        return told, float(np.hypot(lacks / lacked * std, lacks * SPREAD * np.log(epochs / self.epochs)))
+        told = retold(mean, self.epochs, epochs, self.exponent, self.ceiling)
+        lacked = np.maximum(self.ceiling - np.asarray(mean, dtype=float), _LEAST_ERROR)
+        lacks = np.maximum(self.ceiling - told, _LEAST_ERROR)
+        longer = np.log(np.asarray(epochs, dtype=float) / self.epochs)
+        return told, np.hypot(lacks / lacked * np.asarray(std, dtype=float), lacks * SPREAD * longer)
+
+    def left(self, epochs: ArrayLike) -> Array:
+        """What is left after so many epochs of what lacks to the ceiling, as a share."""
+        return np.asarray((np.asarray(epochs, dtype=float) / self.epochs) ** -self.exponent)
+
+
+@dataclass(frozen=True)
+class ResultAccuracy:
+    """The accuracy (a fraction) of results, which start from probes that were trained for longer or shorter.
+
+    trained: scales (n,) to the epochs (n,) that their results come to. usual: that of most, for the smooth problem.
+    """
+
+    recovery: Recovery
+    trained: Callable[[Sequence[Scale]], Array]
+    usual: float
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of a new probe, as far as it moves what is expected of a result."""
+        return self.recovery.surrogate.noise * float(self.recovery.left(self.usual))
+
+    @property
+    def samples(self) -> Samples:
+        return self.recovery.surrogate.samples
+
+    def estimate(self, scales: Sequence[Scale]) -> tuple[Array, Array]:
+        """Mean and standard deviation (n,) of the results at ``scales``."""
+        return self.recovery.after(*self.recovery.surrogate.estimate(scales), self.trained(scales))
+
+    def smooth(self, x: NDArray) -> NDArray:
+        """(n,) values at (n, 3) scales, as if all results were trained for as long; analytic, as the surface is."""
+        surface = self.recovery.surrogate.smooth(x)
+        lacks = np.where(surface.real < self.recovery.ceiling, self.recovery.ceiling - surface, 0.0)
+        return np.asarray(surface + lacks * (1.0 - self.recovery.left(self.usual)))
+
+    def covariance(self, x: Array) -> Array:
+        """(n, n) covariance of the results at (n, 3) scales, as far as it comes from the surface."""
+        left = self.recovery.left(self.trained([Scale(*row) for row in x]))
+        return left[:, None] * left * self.recovery.surrogate.covariance(x)
 
 
 def fit_recovery(

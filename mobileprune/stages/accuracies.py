@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from mobileprune.run import Entry, Run
 from mobileprune.scale import BASE, Scale
-from mobileprune.search.probes import parent_of
+from mobileprune.search.probes import parent_of, parents_of
+from mobileprune.search.samples import Array
 from mobileprune.stages.records import scale_key, scale_of
 
 
@@ -54,9 +58,11 @@ def probe_epochs(run: Run, parent: Scale) -> float:
     return _trainings(run).get(parent, 0.0) + 1.0
 
 
-def result_epochs(run: Run, scale: Scale) -> float:
-    """How long a result at ``scale`` has been trained in the end, in trainings of a probe."""
-    return _trainings(run).get(start_of(run, scale), 0.0) + _result_trainings(run)
+def result_epochs(run: Run, scales: Sequence[Scale]) -> Array:
+    """How long a result at each of ``scales`` (n,) has been trained in the end, in trainings of a probe."""
+    probes, trained = probed_scales(run), _trainings(run)
+    starts = (s if s in probes else parent for s, parent in zip(scales, parents_of(scales, probes), strict=True))
+    return np.array([trained.get(start, 0.0) for start in starts]) + _result_trainings(run)
 
 
 def _sample(scale: Scale, entry: Entry, epochs: float) -> Sample:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from mobileprune.budget import Budget, shown
 from mobileprune.scale import BASE, Scale
 from mobileprune.stages.context import Context
+from mobileprune.stages.problem import Problem, careful_rounds
 from mobileprune.stages.profile import export_for_timing, measure, record, shaped
 from mobileprune.stages.records import scale_key
-from mobileprune.stages.solve import Problem
 
 TOGETHER = 3  # candidates measured in the same rounds
 
@@ -20,18 +20,20 @@ def to_be_measured(budgets: Sequence[Budget]) -> bool:
 
 
 def measure_candidates(ctx: Context, scales: Sequence[Scale], budgets: Sequence[Budget]) -> None:
-    """Time ``scales`` and the base in the same rounds; the samples go to the journal."""
+    """Time ``scales`` and the base in the same rounds, in more of them where one was; the samples go to the journal."""
+    again = any(ctx.run.journal.get("latency", scale_key(scale)) for scale in scales)
     folder = ctx.folder("profile")
     files = {scale_key(s): folder / f"{scale_key(s)}.{ctx.timing_format}" for s in (BASE, *scales)}
     for which, path in zip((BASE, *scales), files.values(), strict=True):
         model, size = shaped(ctx, which)
         export_for_timing(ctx, model, size, path)
-    measured = measure(ctx, files, scale_key(BASE)).measurements
+    measured = measure(ctx, files, scale_key(BASE), careful_rounds(ctx.run) if again else 0).measurements
     record(ctx, measured, {scale_key(s): (s, files[scale_key(s)].stat().st_size) for s in scales})
     for path in files.values():
         path.unlink()
     problem = Problem(ctx.run, tuple(budgets))
     for scale in scales:
         found = measured[scale_key(scale)]
-        verdict = "misses the budget" if problem.missed(scale) else "keeps the budget"
+        kept = "may keep the budget or miss it" if problem.undecided(scale) else "keeps the budget"
+        verdict = "misses the budget" if problem.missed(scale) else kept
         ctx.display.say(f"{scale} {found.origin}: {shown('latency', found.latency_ms)}, {verdict}")

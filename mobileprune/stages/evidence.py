@@ -18,8 +18,9 @@ from mobileprune.scale import BASE, Lattice, Scale
 from mobileprune.search.solver import FrontierPoint
 from mobileprune.stages.context import Context
 from mobileprune.stages.curves import read_curves
+from mobileprune.stages.problem import Problem
 from mobileprune.stages.records import scale_key, scale_of
-from mobileprune.stages.solve import Problem, chosen_scale, current_budgets, solve_run
+from mobileprune.stages.solve import chosen_scale, current_budgets, solve_run
 
 _AXES = ("depth", "width", "resolution")
 _GRID = 25  # values per axis of a slice

@@ -152,8 +152,10 @@ def export_for_timing(ctx: Context, model: nn.Module, size: int, path: Path, pre
         exporters.export(model, spec, path, format=ctx.timing_format)
 
 
-def measure(ctx: Context, files: Mapping[str, Path], base: str) -> Report:
+def measure(ctx: Context, files: Mapping[str, Path], base: str, rounds: int = 0) -> Report:
     """Time the files on the run's device, interleaved; again where ``base``, the base's among them, strays.
+
+    rounds: those that were asked for, unless given.
 
     What is kept of a measurement are shares of the base. One in which the base took a time that it never took before in
     this run may be of a moment that slowed it alone, so it counts only if the next one agrees. The last one is taken
@@ -161,7 +163,7 @@ def measure(ctx: Context, files: Mapping[str, Path], base: str) -> Report:
     """
     seen = [float(entry["base_ms"]) for entry in ctx.run.journal.all("latency")]
     for more in reversed(range(_SESSIONS)):
-        report = _measure_once(ctx, files)
+        report = _measure_once(ctx, files, rounds or int(ctx.asked["measuring"]["rounds"]))
         now = report.measurements[base].latency_ms
         if not seen or min(abs(now / before - 1) for before in seen) <= DRIFT_LIMIT:
             break
@@ -171,7 +173,7 @@ def measure(ctx: Context, files: Mapping[str, Path], base: str) -> Report:
     return report
 
 
-def _measure_once(ctx: Context, files: Mapping[str, Path]) -> Report:
+def _measure_once(ctx: Context, files: Mapping[str, Path], rounds: int) -> Report:
     device = open_device(ctx.profile)
     verb = "predicting" if ctx.profile.kind == "predicted" else "measuring"
     try:
@@ -179,7 +181,7 @@ def _measure_once(ctx: Context, files: Mapping[str, Path]) -> Report:
             report = benchmark(
                 device,
                 files,
-                rounds=ctx.asked["measuring"]["rounds"],
+                rounds=rounds,
                 min_seconds=ctx.asked["measuring"]["round_seconds"],
                 seed=ctx.seed,
                 gate=waiting_gate(ctx.display),

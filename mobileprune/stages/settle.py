@@ -10,10 +10,11 @@ from mobileprune.run import Run
 from mobileprune.search.solver import Solution
 from mobileprune.stages.candidates import TOGETHER, measure_candidates, to_be_measured
 from mobileprune.stages.context import Context
+from mobileprune.stages.problem import Problem
 from mobileprune.stages.records import scale_of
-from mobileprune.stages.solve import Problem, current_budgets, describe_solution, solve_run, worth_measuring
+from mobileprune.stages.solve import current_budgets, describe_solution, solve_run, worth_measuring
 
-_TRIES = 8  # times that candidates are measured per answer, at most: seconds each, as weights do not matter for time
+_TRIES = 12  # times that candidates are measured per answer, at most: seconds each, as weights do not matter for time
 
 
 def settle(ctx: Context) -> None:

@@ -15,9 +15,10 @@ from mobileprune.budget import Budget, shown
 from mobileprune.errors import MobilepruneError
 from mobileprune.run import Entry, Run
 from mobileprune.scale import BASE, Scale
+from mobileprune.stages.problem import Problem
 from mobileprune.stages.records import probe_limit, read_costs, scale_key
 from mobileprune.stages.remaining import training_under_way
-from mobileprune.stages.solve import Problem, chosen_scale, current_budgets
+from mobileprune.stages.solve import chosen_scale, current_budgets
 
 Summary = dict[str, Any]
 

@@ -111,12 +111,12 @@ def test_solve_answers_from_the_journal_without_torch(call: Call, finished: Path
     assert solution["constraints"]["macs"]["mean"] <= 0.8
     assert solution["kkt_residual"] < 1e-6
     assert len(solution["frontier"]) > 1
-    expected = solution["expected_accuracy"]
-    assert 0.0 < expected["low"] < expected["mean"] < expected["high"] <= 1.0 and expected["epochs"] == 1
+    expected = solution["accuracy"]
+    assert 0.0 < expected["low"] < expected["mean"] < expected["high"] <= 1.0 and solution["result_epochs"] == 1
     assert (finished / "journal.jsonl").read_bytes() == before
     text = call("solve", finished, "--budget", "0.8MMACs").stdout
-    assert "predicted after a probe's 1 epoch, 80 % interval" in text
-    assert "% expected after the result's 1 epoch" in text
+    assert "% expected after the result's 1 epoch, 80 % interval" in text
+    assert "% predicted after a probe's 1 epoch" in text
 
 
 def test_status_and_each_stage_command(call: Call, finished: Path) -> None:

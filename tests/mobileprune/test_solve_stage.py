@@ -12,8 +12,9 @@ from mobileprune.budget import budgets_key, parse_budgets
 from mobileprune.run import Run, write_json
 from mobileprune.scale import BASE, Lattice, Scale
 from mobileprune.stages.accuracies import accuracy_samples, probe_epochs, result_epochs, start_of
+from mobileprune.stages.problem import Problem, careful_rounds
 from mobileprune.stages.records import Costs, base_latency_ms, latency_samples, probe_limit, scale_key
-from mobileprune.stages.solve import Problem, describe_solution, plan_probes, set_budgets, solve_run, worth_measuring
+from mobileprune.stages.solve import describe_solution, plan_probes, set_budgets, solve_run, worth_measuring
 
 HALF = Scale(0.5)
 
@@ -22,13 +23,16 @@ def measurement(ms: float, error: float, origin: str) -> dict[str, Any]:
     return {"latency_ms": ms, "low_ms": ms * (1 - error), "high_ms": ms * (1 + error), "origin": origin}
 
 
-def append_latency(run: Run, scale: Scale, ms: float, error: float, base_ms: float, size_bytes: int = 1000) -> None:
+def append_latency(
+    run: Run, scale: Scale, ms: float, error: float, base_ms: float, size_bytes: int = 1000, rounds: int = 0
+) -> None:
     """As if ``scale`` and the base had been timed in the same rounds."""
     origin = "measured" if run.asked["device"] == "host" else "predicted"
     share = ms / base_ms
     run.journal.append(
         "latency", scale_key(scale), scale=scale.as_tuple(), size_bytes=size_bytes, base_ms=base_ms,
-        share=(share, share * (1 - error), share * (1 + error)), measurement=measurement(ms, error, origin),
+        share=(share, share * (1 - error), share * (1 + error)),
+        measurement={"round_minima_ms": [ms] * rounds, **measurement(ms, error, origin)},
     )  # fmt: skip
 
 
@@ -89,7 +93,9 @@ def test_costs_round_trip_and_leave_out_what_is_not_covered(tmp_path: Path) -> N
 def grid_run(path: Path, probes: int = 8) -> Run:
     """Nine scales of depth; latency and accuracy grow with it; the base, d=0.2 and d=0.6 were timed, three probed."""
     training = {"probe_epochs": 4, "result_epochs": 16}
-    run = Run.create(path, {"device": "host", "confidence": 0.8, "probes": probes, "training": training})
+    run = Run.create(
+        path, {"device": "host", "confidence": 0.8, "probes": probes, "training": training, "measuring": {"rounds": 7}}
+    )
     lattice = Lattice(tuple(round(0.1 * i, 1) for i in range(2, 11)), (1.0,), (1.0,))
     table = {
         scale_key(s): {"macs": 1, "params": 1, "memory": 1, "covered": True, "features": {"macs": s.depth}}
@@ -152,6 +158,24 @@ def test_what_may_keep_the_budget_is_measured_until_a_measured_one_is_the_best(t
     assert solve_run(run, budgets, among={Scale(0.2), Scale(0.5)}).scale == Scale(0.5)
 
 
+def test_what_lies_at_the_budget_is_measured_again_in_more_rounds(tmp_path: Path) -> None:
+    run, budgets = grid_run(tmp_path / "run"), parse_budgets(["55%"])
+
+    def measured_in(rounds: int, ms: float, error: float) -> None:
+        append_latency(run, Scale(0.5), ms, error, 100.0, rounds=rounds)
+
+    measured_in(7, 54.0, 0.04)  # 51.8 to 56.2: nobody knows
+    assert Problem(run, budgets).undecided(Scale(0.5))
+    assert worth_measuring(run, budgets, 1) == [Scale(0.5)]
+    measured_in(7, 54.0, 0.01)  # 53.5 to 54.5
+    assert not Problem(run, budgets).undecided(Scale(0.5))
+    measured_in(careful_rounds(run), 54.0, 0.04)  # that is all that measuring tells
+    assert not Problem(run, budgets).undecided(Scale(0.5))
+    assert worth_measuring(run, budgets, 1) == []
+    measured_in(7, 58.0, 0.04)  # 55.7 at the least
+    assert Problem(run, budgets).missed(Scale(0.5)) and not Problem(run, budgets).undecided(Scale(0.5))
+
+
 def test_a_measured_miss_is_not_chosen(tmp_path: Path) -> None:
     run, budgets = grid_run(tmp_path / "run"), parse_budgets(["55%"])
     timed(run, 0.5, 58.0)
@@ -204,14 +228,14 @@ def test_accuracies_are_told_with_the_trainings_behind_them(tmp_path: Path) -> N
     assert found == [(1.0, math.inf), (0.2, 1.0), (0.4, 2.0), (0.6, 1.0), (0.4, 6.0), (0.3, 6.0)]
     assert [s.scale.depth for s in accuracy_samples(run, without=Scale(0.4))] == [1.0, 0.2, 0.4, 0.6, 0.3]
     assert (start_of(run, Scale(0.5)), start_of(run, Scale(0.4))) == (Scale(0.6), Scale(0.4))
-    assert (result_epochs(run, Scale(0.5)), result_epochs(run, Scale(0.9))) == (5.0, 4.0)
+    assert result_epochs(run, [Scale(0.5), Scale(0.9), Scale(0.4), Scale(0.3)]).tolist() == [5.0, 4.0, 6.0, 6.0]
     assert (probe_epochs(run, Scale(0.4)), probe_epochs(run, BASE)) == (3.0, 1.0)
 
 
 def test_probes_on_a_part_of_the_images_are_shorter(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", {"training": {"probe_epochs": 4, "result_epochs": 16, "probe_images": 250}})
     run.journal.append("data", "fingerprint", train=1000)
-    assert result_epochs(run, Scale(0.5)) == 16.0
+    assert result_epochs(run, [Scale(0.5)]).tolist() == [16.0]
 
 
 def test_a_result_is_expected_to_be_better_than_a_probe(tmp_path: Path) -> None:
@@ -223,3 +247,17 @@ def test_a_result_is_expected_to_be_better_than_a_probe(tmp_path: Path) -> None:
     assert 0.9 - mean == pytest.approx((0.9 - predicted) * 5.0**-0.2) and std > 0
     lines = describe_solution(run, solve_run(run, budgets), budgets)
     assert any("expected after the result's 16 epochs" in line for line in lines)
+
+
+def test_the_best_is_the_one_whose_result_should_be(tmp_path: Path) -> None:
+    run, budgets = grid_run(tmp_path / "run", probes=9), parse_budgets(["70%"])
+    for depth, accuracy, parent in ((0.8, 0.84, 1.0), (0.7, 0.80, 0.8), (0.5, 0.798, 0.7)):
+        probed(run, depth, accuracy, parent)
+    problem = Problem(run, budgets)
+    scales = [Scale(0.7), Scale(0.6), Scale(0.5)]
+    assert result_epochs(run, scales).tolist() == [6.0, 5.0, 7.0]
+    means, stds = problem.results.estimate(scales)
+    assert list(zip(means, stds, strict=True)) == [pytest.approx(problem.expected(scale)) for scale in scales]
+    solution = solve_run(run, budgets)
+    best = max((s for s in problem.costs.candidates if s.depth <= 0.7), key=lambda s: problem.expected(s)[0])
+    assert (solution.scale, solution.accuracy.mean) == (best, pytest.approx(problem.expected(best)[0]))

@@ -86,6 +86,7 @@ def test_a_probe_starts_from_its_nearest_ancestor() -> None:
     assert parent_of(Scale(0.9, 1, 1), done) == BASE
     assert parent_of(Scale(0.5, 1, 1), done) == BASE  # not its own parent
     assert parent_of(Scale(0.3, 0.3, 0.3), []) == BASE
+    assert parent_of(BASE, done) == BASE
 
 
 @given(st.lists(st.sampled_from(list(LATTICE)), max_size=8), st.sampled_from(list(LATTICE)))

@@ -9,7 +9,7 @@ import pytest
 
 from mobileprune.scale import BASE, Scale
 from mobileprune.search.accuracy import fit_accuracy
-from mobileprune.search.recovery import fit_recovery, retold
+from mobileprune.search.recovery import ResultAccuracy, fit_recovery, retold
 
 SCALES = [BASE, *(Scale(d, w, r) for d in (0.4, 0.7) for w in (0.5, 0.8) for r in (0.5, 0.75))]
 EPOCHS = [math.inf, 1, 2, 1, 3, 2, 1, 4, 2]
@@ -66,3 +66,31 @@ def test_training_alike_says_nothing_of_the_exponent() -> None:
     assert (found.exponent, found.epochs) == (0.2, 1.0)
     assert found.surrogate.predict(SCALES)[0] == pytest.approx(plain.predict(SCALES)[0])
     assert found.after(0.8, 0.01, 1.0) == pytest.approx((0.8, 0.01))
+
+
+def test_of_two_as_good_at_equal_training_the_result_that_starts_later_is_the_better() -> None:
+    found = fit_recovery(SCALES, observed(0.2), [0.001] * len(SCALES), EPOCHS)
+    early, late = Scale(0.62, 0.6, 0.6), Scale(0.6, 0.6, 0.6)
+    at_equal = found.surrogate.estimate([early, late])[0]
+    assert at_equal[0] > at_equal[1]
+    trained = {early: 2.0, late: 6.0}
+    results = ResultAccuracy(found, lambda scales: np.array([trained.get(s, 3.0) for s in scales]), 3.0)
+    mean, std = results.estimate([early, late])
+    assert mean[0] < mean[1]
+    for i, scale in enumerate((early, late)):
+        told = found.after(*found.surrogate.estimate([scale]), trained[scale])
+        assert (mean[i], std[i]) == pytest.approx((told[0][0], told[1][0]))
+
+
+def test_results_follow_the_surface_as_far_as_training_leaves_it() -> None:
+    """What is told of results has the derivative by which the surface's covariance and its gradient are carried on."""
+    found = fit_recovery(SCALES, observed(0.2), [0.001] * len(SCALES), EPOCHS)
+    results = ResultAccuracy(found, lambda scales: np.full(len(scales), 6.0), 6.0)
+    x = np.array([[0.62, 0.6, 0.6], [0.8, 0.7, 0.9]])
+    left = float(found.left(6.0))
+    assert results.smooth(x) == pytest.approx(found.after(found.surrogate.smooth(x), 0.01, 6.0)[0])
+    assert results.covariance(x) == pytest.approx(left**2 * found.surrogate.covariance(x))
+    assert results.noise == pytest.approx(left * found.surrogate.noise)
+    step = 1e-20  # by a complex step, as the continuous problem differentiates
+    slope = [f(x + 1j * step * np.array([0, 1, 0])).imag / step for f in (results.smooth, found.surrogate.smooth)]
+    assert slope[0] == pytest.approx(left * slope[1]) and np.all(slope[1] > 0)
