@@ -10,13 +10,30 @@ from mobileprune.stages.context import Context
 from mobileprune.stages.problem import Problem, careful_rounds
 from mobileprune.stages.profile import export_for_timing, measure, record, shaped
 from mobileprune.stages.records import scale_key
+from mobileprune.stages.solve import worth_measuring
 
-TOGETHER = 3  # candidates measured in the same rounds
+_TOGETHER = 3  # candidates measured in the same rounds
+_TRIES = 12  # times that candidates are measured on end, at most: seconds each, as weights do not matter for time
 
 
 def to_be_measured(budgets: Sequence[Budget]) -> bool:
     """Whether candidates must be measured at all: what is counted is known."""
     return any(budget.quantity in ("latency", "size") for budget in budgets)
+
+
+def measure_hopefuls(ctx: Context, budgets: Sequence[Budget], optimism: float) -> None:
+    """Time the scales that may be the best, for their accuracy so many standard deviations above its prediction."""
+    if candidates := worth_measuring(ctx.run, budgets, _TOGETHER, optimism):
+        measure_candidates(ctx, candidates, budgets)
+
+
+def measure_the_best(ctx: Context, budgets: Sequence[Budget]) -> None:
+    """Time candidates until the best of those that keep the budgets, by its predicted accuracy, is a measured one."""
+    for _ in range(_TRIES):
+        candidates = worth_measuring(ctx.run, budgets, _TOGETHER)
+        if not candidates:
+            return
+        measure_candidates(ctx, candidates, budgets)
 
 
 def measure_candidates(ctx: Context, scales: Sequence[Scale], budgets: Sequence[Budget]) -> None:

@@ -9,12 +9,12 @@ from mobileprune.budget import Budget
 from mobileprune.engine import Job
 from mobileprune.scale import Scale
 from mobileprune.search.probes import parent_of
-from mobileprune.stages.candidates import TOGETHER, measure_candidates, to_be_measured
+from mobileprune.stages.candidates import measure_hopefuls, measure_the_best, to_be_measured
 from mobileprune.stages.context import Context
 from mobileprune.stages.prune import cut, finished_probes, store
 from mobileprune.stages.records import probe_limit, scale_key
 from mobileprune.stages.remaining import FULL_EPOCHS, probe_cost
-from mobileprune.stages.solve import check_reachable, current_budgets, designed_probes, plan_probes, worth_measuring
+from mobileprune.stages.solve import check_reachable, current_budgets, designed_probes, plan_probes
 from mobileprune.stages.train import choose_rate, describe, scores, train
 from mobileprune.words import counted
 
@@ -47,18 +47,17 @@ def _plan(ctx: Context, budgets: Sequence[Budget]) -> list[Scale]:
     run = ctx.run
     free = len(run.journal.all("probe")) < probe_limit(run)
     if free and to_be_measured(budgets) and not designed_probes(run, budgets):
-        _measure_hopefuls(ctx, budgets)
+        _measure(ctx, budgets)
     return plan_probes(run, budgets)
 
 
-def _measure_hopefuls(ctx: Context, budgets: Sequence[Budget]) -> None:
+def _measure(ctx: Context, budgets: Sequence[Budget]) -> None:
     """Time the scales that may be the most accurate within the budgets. These lie at the budget, and the fitted latency
-    does not know on which side: without a measurement none of them would be probed."""
-    candidates = worth_measuring(ctx.run, budgets, TOGETHER, _OPTIMISM)
-    if not candidates:
-        return
+    does not know on which side: without a measurement none of them would be probed. The choice is measured, too: one
+    that turned out to miss the budget after all probes were made would leave it to the next best, unprobed."""
     try:
-        measure_candidates(ctx, candidates, budgets)
+        measure_hopefuls(ctx, budgets, _OPTIMISM)
+        measure_the_best(ctx, budgets)
     except DeviceError as error:
         ctx.display.say(f"probes are chosen by the fitted latency: {error}", style="yellow")
 

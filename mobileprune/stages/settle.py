@@ -8,13 +8,11 @@ from mobileprune.budget import Budget, budgets_key
 from mobileprune.errors import MobilepruneError, UsageError
 from mobileprune.run import Run
 from mobileprune.search.solver import Solution
-from mobileprune.stages.candidates import TOGETHER, measure_candidates, to_be_measured
+from mobileprune.stages.candidates import measure_the_best, to_be_measured
 from mobileprune.stages.context import Context
 from mobileprune.stages.problem import Problem
 from mobileprune.stages.records import scale_of
-from mobileprune.stages.solve import current_budgets, describe_solution, solve_run, worth_measuring
-
-_TRIES = 12  # times that candidates are measured per answer, at most: seconds each, as weights do not matter for time
+from mobileprune.stages.solve import current_budgets, describe_solution, solve_run
 
 
 def settle(ctx: Context) -> None:
@@ -32,11 +30,7 @@ def settle(ctx: Context) -> None:
     if not to_be_measured(budgets):
         _accept(ctx, budgets, solve_run(run, budgets))
         return
-    for _ in range(_TRIES):
-        candidates = worth_measuring(run, budgets, TOGETHER)
-        if not candidates:
-            break
-        measure_candidates(ctx, candidates, budgets)
+    measure_the_best(ctx, budgets)
     _accept(ctx, budgets, _best_measured(run, budgets))
 
 

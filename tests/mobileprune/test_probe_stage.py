@@ -12,7 +12,7 @@ from device_profiles.errors import DeviceError
 from mobileprune.budget import Budget, budgets_key, parse_budgets
 from mobileprune.progress import Quiet
 from mobileprune.scale import Scale
-from mobileprune.stages import probe
+from mobileprune.stages import candidates, probe
 from mobileprune.stages.context import Context
 from mobileprune.stages.solve import designed_probes, set_budgets, worth_measuring
 
@@ -52,22 +52,44 @@ def test_what_might_be_the_best_is_measured_before_it_is_probed(
     wanted = worth_measuring(begun.run, BUDGETS, 3, optimism=1.0)
     assert Scale(0.5) in wanted
 
+    asked: list[list[Scale]] = []
+
     def measured(ctx: Context, scales: Sequence[Scale], budgets: Sequence[Budget]) -> None:
-        assert list(scales) == wanted and tuple(budgets) == BUDGETS
+        asked.append(list(scales))
         for scale in scales:
             timed(ctx.run, scale.depth, 70.0)  # every one of them is over the budget
 
-    monkeypatch.setattr(probe, "measure_candidates", measured)
+    monkeypatch.setattr(candidates, "measure_candidates", measured)
     planned = probe._plan(begun, BUDGETS)
+    assert asked[0] == wanted
     assert all(begun.run.journal.get("latency", f"d{s.depth:.4f}-w1.0000-r1.0000") for s in wanted)
     assert not set(planned) & set(wanted)
+
+
+def test_the_choice_is_measured_before_a_probe_is_planned(begun: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what is measured one after the other d=0.5 misses: the plan knows that the choice is another."""
+    monkeypatch.setattr(probe, "_OPTIMISM", 0.0)
+    monkeypatch.setattr(candidates, "_TOGETHER", 1)
+    found = {0.5: 58.0, 0.4: 57.0, 0.3: 33.0}
+    asked: list[float] = []
+
+    def measured(ctx: Context, scales: Sequence[Scale], budgets: Sequence[Budget]) -> None:
+        asked.extend(scale.depth for scale in scales)
+        for scale in scales:
+            timed(ctx.run, scale.depth, found[scale.depth])
+
+    monkeypatch.setattr(candidates, "measure_candidates", measured)
+    planned = probe._plan(begun, BUDGETS)
+    assert asked == [0.5, 0.4, 0.3]
+    assert worth_measuring(begun.run, BUDGETS, 1) == []
+    assert not {0.5, 0.4} & {scale.depth for scale in planned}
 
 
 def test_probes_go_on_without_the_device_and_say_so(begun: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*_: object) -> None:
         raise DeviceError("no phone is connected")
 
-    monkeypatch.setattr(probe, "measure_candidates", gone)
+    monkeypatch.setattr(candidates, "measure_candidates", gone)
     said = told(begun, monkeypatch)
     probe._plan(begun, BUDGETS)
     assert said == ["probes are chosen by the fitted latency: no phone is connected"]
@@ -82,7 +104,7 @@ def test_what_need_not_be_measured_is_not(
     budget: str, probes: int, answered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ctx = Context(grid_run(tmp_path / "run", probes=probes), Quiet())
-    monkeypatch.setattr(probe, "measure_candidates", lambda *_: pytest.fail("nothing need be measured"))
+    monkeypatch.setattr(candidates, "measure_candidates", lambda *_: pytest.fail("nothing need be measured"))
     set_budgets(ctx.run, [budget])
     if answered:
         ctx.run.journal.append("answer", budgets_key(BUDGETS), scale=(0.2, 1.0, 1.0))
