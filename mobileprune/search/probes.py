@@ -30,6 +30,7 @@ class Belief(Accuracy, Protocol):
     def covariance(self, x: Array) -> Array: ...
 
 
+Gain = Callable[[Sequence[Scale]], Array]  # what results (n,) at scales gain by beginning with probes of their own
 Cost = Callable[[Sequence[Scale]], Array]  # relative or absolute cost (n,) of scales; the base must be among its domain
 
 
@@ -155,18 +156,20 @@ def next_probe(
     done: Iterable[Scale] = (),
     confidence: float = 0.5,
     threshold: float = THRESHOLD,
+    gain: Gain | None = None,
 ) -> Scale | None:
     """The candidate whose probe promises the largest gain of the decision, or None below ``threshold`` (a fraction).
 
     The gain is the knowledge gradient: the expected best accuracy after the probe less the best expected now, over the
     candidates that keep the limits, for a Gaussian belief around the surrogate. ``done`` scales are not probed again.
+    gain: what a probe adds to the accuracy at its own scale, whatever it tells.
     """
-    best = rate_probes(accuracy, survey(accuracy, constraints, candidates), done, confidence)
+    best = rate_probes(accuracy, survey(accuracy, constraints, candidates), done, confidence, gain)
     return best[0] if best is not None and best[1] >= threshold else None
 
 
 def rate_probes(
-    accuracy: Belief, field: Field, done: Iterable[Scale] = (), confidence: float = 0.5
+    accuracy: Belief, field: Field, done: Iterable[Scale] = (), confidence: float = 0.5, gain: Gain | None = None
 ) -> tuple[Scale, float] | None:
     """The best next probe and its expected gain (a fraction); None where no feasible candidate is left to probe."""
     known = set(done) | {Scale(*row) for row in accuracy.samples.x}
@@ -177,7 +180,8 @@ def rate_probes(
         return None
     # The choice itself comes first: of probes that promise equally little, the one that verifies it is taken.
     contenders = [kept[0], *sorted(kept[1:], key=lambda i: (-optimistic[i], i))][:_CONTENDERS]
-    gains = _knowledge_gradient(accuracy, field, contenders)
+    own = gain([field.scales[i] for i in contenders]) if gain else np.zeros(len(contenders))
+    gains = _knowledge_gradient(accuracy, field, contenders, own)
     open_ = [k for k, i in enumerate(contenders) if field.scales[i] not in known]
     if not open_:
         return None
@@ -185,8 +189,11 @@ def rate_probes(
     return field.scales[contenders[k]], float(gains[k])
 
 
-def _knowledge_gradient(accuracy: Belief, field: Field, contenders: Sequence[int]) -> Array:
-    """Expected gain (n,) of probing each contender, by Gauss-Hermite quadrature over the probe's outcome."""
+def _knowledge_gradient(accuracy: Belief, field: Field, contenders: Sequence[int], own: Array) -> Array:
+    """Expected gain (n,) of probing each contender, by Gauss-Hermite quadrature over the probe's outcome.
+
+    own (n,): by what each one's probe raises its own accuracy.
+    """
     x = points([field.scales[i] for i in contenders])
     mean = field.mean[list(contenders)]
     covariance = accuracy.covariance(x)
@@ -194,5 +201,5 @@ def _knowledge_gradient(accuracy: Belief, field: Field, contenders: Sequence[int
     shift = covariance / outcome[None, :]  # column k: how all means move when the probe of k comes out one sigma high
     nodes, weights = np.polynomial.hermite_e.hermegauss(21)
     weights = weights / weights.sum()
-    best = np.stack([(mean[:, None] + shift * node).max(axis=0) for node in nodes])
+    best = np.stack([(mean[:, None] + shift * node + np.diag(own)).max(axis=0) for node in nodes])
     return weights @ best - mean.max()

@@ -62,7 +62,8 @@ class Recovery:
 class ResultAccuracy:
     """The accuracy (a fraction) of results, which start from probes that were trained for longer or shorter.
 
-    trained: scales (n,) to the epochs (n,) that their results come to. usual: that of most, for the smooth problem.
+    trained: scales (n,) to the epochs (n,) that their results come to, in trainings of a probe.
+    usual: that of most, for the smooth problem.
     """
 
     recovery: Recovery
@@ -81,6 +82,13 @@ class ResultAccuracy:
     def estimate(self, scales: Sequence[Scale]) -> tuple[Array, Array]:
         """Mean and standard deviation (n,) of the results at ``scales``."""
         return self.recovery.after(*self.recovery.surrogate.estimate(scales), self.trained(scales))
+
+    def gain(self, scales: Sequence[Scale]) -> Array:
+        """What the results (n,) at ``scales``, none of them probed, gain by a probe: they begin one training later."""
+        mean, std = self.recovery.surrogate.estimate(scales)
+        trained = self.trained(scales)
+        later, now = (self.recovery.after(mean, std, epochs)[0] for epochs in (trained + 1.0, trained))
+        return np.asarray(later - now)
 
     def smooth(self, x: NDArray) -> NDArray:
         """(n,) values at (n, 3) scales, as if all results were trained for as long; analytic, as the surface is."""

@@ -133,7 +133,12 @@ def plan_probes(run: Run, budgets: Sequence[Budget]) -> list[Scale]:
         return waiting
     problem = Problem(run, tuple(budgets))
     following = next_probe(
-        problem.results, problem.constraints, problem.costs.candidates, done, float(run.asked["confidence"])
+        problem.results,
+        problem.constraints,
+        problem.costs.candidates,
+        done,
+        float(run.asked["confidence"]),
+        gain=problem.results.gain,
     )
     return [] if following is None else [following]
 

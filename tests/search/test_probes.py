@@ -126,6 +126,26 @@ def test_a_probe_promises_more_where_the_decision_is_open() -> None:
     assert rated[0][1] > rated[1][1] >= 0.0  # a noisy probe tells less
 
 
+def test_a_choice_that_gains_by_its_own_probe_is_probed_although_that_tells_little() -> None:
+    probes = [BASE, *initial_probes(LATTICE, 5, cost, 0.5)]
+    budget = counted_constraint("ms", 0.5, "ms", lambda s: float(cost([s])[0]))
+    accuracy = fit_accuracy(probes, [accuracy_of(s) for s in probes], [0.05] * len(probes))
+    choice = solve(accuracy, [budget], LATTICE).scale
+    assert choice not in probes
+
+    def asked(gain: float, threshold: float) -> Scale | None:
+        def of(scales: Sequence[Scale]) -> np.ndarray:
+            return np.where([s == choice for s in scales], gain, 0.0)
+
+        return next_probe(accuracy, [budget], LATTICE, probes, threshold=threshold, gain=of)
+
+    least = rate_probes(accuracy, survey(accuracy, [budget], LATTICE), probes)
+    assert least is not None and least[1] < 0.02
+    assert asked(0.0, threshold=0.02) is None
+    assert asked(0.03, threshold=0.02) == choice
+    assert asked(0.01, threshold=0.02) is None
+
+
 def test_nothing_is_left_to_probe_when_all_feasible_scales_are_done() -> None:
     small = Lattice((1.0,), (0.5, 1.0), (0.5, 1.0))
     probes = list(small)

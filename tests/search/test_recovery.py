@@ -88,6 +88,10 @@ def test_results_follow_the_surface_as_far_as_training_leaves_it() -> None:
     results = ResultAccuracy(found, lambda scales: np.full(len(scales), 6.0), 6.0)
     x = np.array([[0.62, 0.6, 0.6], [0.8, 0.7, 0.9]])
     left = float(found.left(6.0))
+    scales = [Scale(*row) for row in x]
+    mean, std = found.surrogate.estimate(scales)
+    assert results.gain(scales) == pytest.approx(found.after(mean, std, 7.0)[0] - found.after(mean, std, 6.0)[0])
+    assert np.all(results.gain(scales) > 0.0)
     assert results.smooth(x) == pytest.approx(found.after(found.surrogate.smooth(x), 0.01, 6.0)[0])
     assert results.covariance(x) == pytest.approx(left**2 * found.surrogate.covariance(x))
     assert results.noise == pytest.approx(left * found.surrogate.noise)
