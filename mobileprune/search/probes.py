@@ -157,21 +157,31 @@ def next_probe(
     confidence: float = 0.5,
     threshold: float = THRESHOLD,
     gain: Gain | None = None,
+    last: bool = False,
 ) -> Scale | None:
     """The candidate whose probe promises the largest gain of the decision, or None below ``threshold`` (a fraction).
 
     The gain is the knowledge gradient: the expected best accuracy after the probe less the best expected now, over the
     candidates that keep the limits, for a Gaussian belief around the surrogate. ``done`` scales are not probed again.
     gain: what a probe adds to the accuracy at its own scale, whatever it tells.
+    last: no other probe can follow, so that it is of the choice, where that was not probed.
     """
-    best = rate_probes(accuracy, survey(accuracy, constraints, candidates), done, confidence, gain)
+    best = rate_probes(accuracy, survey(accuracy, constraints, candidates), done, confidence, gain, last)
     return best[0] if best is not None and best[1] >= threshold else None
 
 
 def rate_probes(
-    accuracy: Belief, field: Field, done: Iterable[Scale] = (), confidence: float = 0.5, gain: Gain | None = None
+    accuracy: Belief,
+    field: Field,
+    done: Iterable[Scale] = (),
+    confidence: float = 0.5,
+    gain: Gain | None = None,
+    last: bool = False,
 ) -> tuple[Scale, float] | None:
-    """The best next probe and its expected gain (a fraction); None where no feasible candidate is left to probe."""
+    """The best next probe and its expected gain (a fraction); None where no feasible candidate is left to probe.
+
+    gain, last: see ``next_probe``.
+    """
     known = set(done) | {Scale(*row) for row in accuracy.samples.x}
     ranking = field.ranking()
     optimistic = field.mean + 3.0 * field.std
@@ -185,6 +195,8 @@ def rate_probes(
     open_ = [k for k, i in enumerate(contenders) if field.scales[i] not in known]
     if not open_:
         return None
+    if last and open_[0] == 0:
+        return field.scales[contenders[0]], float(gains[0])
     k = max(open_, key=lambda k: (round(float(gains[k]), 9), -k))
     return field.scales[contenders[k]], float(gains[k])
 

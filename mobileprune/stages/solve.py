@@ -139,6 +139,7 @@ def plan_probes(run: Run, budgets: Sequence[Budget]) -> list[Scale]:
         done,
         float(run.asked["confidence"]),
         gain=problem.results.gain,
+        last=len(done) + 1 == probe_limit(run),
     )
     return [] if following is None else [following]
 

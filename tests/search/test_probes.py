@@ -146,6 +146,24 @@ def test_a_choice_that_gains_by_its_own_probe_is_probed_although_that_tells_litt
     assert asked(0.01, threshold=0.02) is None
 
 
+def test_the_last_probe_is_of_the_choice_though_another_would_tell_more() -> None:
+    probes = [BASE, *initial_probes(LATTICE, 5, cost, 0.5)]
+    budget = counted_constraint("ms", 0.5, "ms", lambda s: float(cost([s])[0]))
+    accuracy = fit_accuracy(probes, [accuracy_of(s) for s in probes], [0.001] * len(probes))
+    choice = solve(accuracy, [budget], LATTICE).scale
+    assert choice not in probes
+
+    def asked(last: bool, done: Sequence[Scale]) -> Scale | None:
+        def other(scales: Sequence[Scale]) -> np.ndarray:
+            return np.where([s == choice for s in scales], 0.001, 0.05)
+
+        return next_probe(accuracy, [budget], LATTICE, done, gain=other, last=last)
+
+    assert asked(False, probes) not in (None, choice)
+    assert asked(True, probes) == choice
+    assert asked(True, [*probes, choice]) not in (None, choice)  # it is probed already
+
+
 def test_nothing_is_left_to_probe_when_all_feasible_scales_are_done() -> None:
     small = Lattice((1.0,), (0.5, 1.0), (0.5, 1.0))
     probes = list(small)
