@@ -12,6 +12,7 @@ from mobileprune.progress import Quiet
 from mobileprune.run import Run
 from mobileprune.stages import profile
 from mobileprune.stages.context import Context
+from mobileprune.stages.problem import careful_rounds
 
 
 class Report:
@@ -37,11 +38,11 @@ class Report:
 def test_a_measurement_is_repeated_until_the_base_agrees_with_another(
     before: list[float], sessions: list[float], taken: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run.create(tmp_path / "run", {"device": "host"})
+    run = Run.create(tmp_path / "run", {"device": "host", "measuring": {"rounds": 7}})
     for number, ms in enumerate(before):
         run.journal.append("latency", f"scale {number}", base_ms=ms)
     left = iter(sessions)
-    monkeypatch.setattr(profile, "_measure_once", lambda ctx, files: Report(next(left)))
+    monkeypatch.setattr(profile, "_measure_once", lambda ctx, files, rounds: Report(next(left)))
     told: list[str] = []
     display = Quiet()
     monkeypatch.setattr(display, "say", lambda text, style="": told.append(text))
@@ -51,3 +52,17 @@ def test_a_measurement_is_repeated_until_the_base_agrees_with_another(
     words = [f"the base took {ms:.3g} ms" for ms in (sessions if taken == 8.0 else sessions[:-1])]
     assert [text.partition(",")[0] for text in told] == words
     assert [text.endswith("measured again") for text in told] == [True, True, False][: len(told)]
+
+
+def test_the_rounds_are_those_asked_for_unless_more_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ctx = Context(Run.create(tmp_path / "run", {"device": "host", "measuring": {"rounds": 7}}), Quiet())
+    asked: list[int] = []
+
+    def once(ctx: Context, files: Mapping[str, Path], rounds: int) -> Report:
+        asked.append(rounds)
+        return Report(5.0)
+
+    monkeypatch.setattr(profile, "_measure_once", once)
+    for rounds in (0, careful_rounds(ctx.run)):
+        profile.measure(ctx, {"base": tmp_path / "base.onnx"}, "base", rounds)
+    assert asked == [7, 28]
