@@ -39,7 +39,7 @@ def probe(ctx: Context) -> None:
         _probe_all(ctx, planned)
     if announced:
         made = counted(len(ctx.run.journal.all("probe")), "probe")
-        ctx.display.say(f"{made}: {100 * probe_cost(ctx.run):.2g} % of the work of {FULL_EPOCHS} epochs of the base")
+        ctx.display.say(f"{made}: {100 * probe_cost(ctx.run):.3g} % of the work of {FULL_EPOCHS} epochs of the base")
 
 
 def _plan(ctx: Context, budgets: Sequence[Budget]) -> list[Scale]:
