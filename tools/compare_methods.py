@@ -291,8 +291,7 @@ def ours(ctx: Context, ledger: Ledger, speedup: float) -> None:
 def measured_together(ctx: Context, finals: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """All finals and the base in one session, by file.
 
-    25 rounds: where the clock of a machine has two speeds, 10 % apart and changing every few seconds, the median of 9
-    rounds is now of the one and now of the other.
+    25 rounds: where a clock changes between two speeds every few seconds, the median of 9 is of one or of the other.
     """
     files = {f"base.{n}": ctx.run.path / "base" / "artifacts" / f"model.{n}" for n in ("onnx", "tflite")}
     for entry in finals:
