@@ -29,7 +29,7 @@ from mobileprune.stages.records import (
 _PREDICTED_MARGIN = 0.1  # share of a latency budget that is left free where no device can be measured
 _MEGA = 1e6
 _MEASURED = ("latency", "size")
-_CAREFUL = 4  # times the rounds: seven do not tell 5 % apart on a clock of two speeds, 25 do
+_CAREFUL = 4  # times the rounds asked for: seven do not tell 5 % apart on a clock of two speeds
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mobileprune.scale import BASE, Lattice, Scale
-from mobileprune.search.accuracy import fit_accuracy
+from mobileprune.search.accuracy import AccuracySurrogate, fit_accuracy
 from mobileprune.search.probes import initial_probes, next_probe, parent_of, rate_probes
-from mobileprune.search.solver import counted_constraint, solve, survey
+from mobileprune.search.solver import Constraint, counted_constraint, solve, survey
 
 LATTICE = Lattice(
     tuple(k / 9 for k in range(3, 10)), tuple(k / 16 for k in range(4, 17)), tuple(k / 32 for k in range(16, 33, 2))
@@ -126,12 +126,18 @@ def test_a_probe_promises_more_where_the_decision_is_open() -> None:
     assert rated[0][1] > rated[1][1] >= 0.0  # a noisy probe tells less
 
 
-def test_a_choice_that_gains_by_its_own_probe_is_probed_although_that_tells_little() -> None:
+def unprobed_choice(noise: float) -> tuple[list[Scale], Constraint, AccuracySurrogate, Scale]:
+    """Probes of that standard deviation, a budget, what they tell of the accuracy, and the choice, not one of them."""
     probes = [BASE, *initial_probes(LATTICE, 5, cost, 0.5)]
     budget = counted_constraint("ms", 0.5, "ms", lambda s: float(cost([s])[0]))
-    accuracy = fit_accuracy(probes, [accuracy_of(s) for s in probes], [0.05] * len(probes))
+    accuracy = fit_accuracy(probes, [accuracy_of(s) for s in probes], [noise] * len(probes))
     choice = solve(accuracy, [budget], LATTICE).scale
     assert choice not in probes
+    return probes, budget, accuracy, choice
+
+
+def test_a_choice_that_gains_by_its_own_probe_is_probed_although_that_tells_little() -> None:
+    probes, budget, accuracy, choice = unprobed_choice(0.05)
 
     def asked(gain: float, threshold: float) -> Scale | None:
         def of(scales: Sequence[Scale]) -> np.ndarray:
@@ -147,11 +153,7 @@ def test_a_choice_that_gains_by_its_own_probe_is_probed_although_that_tells_litt
 
 
 def test_the_last_probe_is_of_the_choice_though_another_would_tell_more() -> None:
-    probes = [BASE, *initial_probes(LATTICE, 5, cost, 0.5)]
-    budget = counted_constraint("ms", 0.5, "ms", lambda s: float(cost([s])[0]))
-    accuracy = fit_accuracy(probes, [accuracy_of(s) for s in probes], [0.001] * len(probes))
-    choice = solve(accuracy, [budget], LATTICE).scale
-    assert choice not in probes
+    probes, budget, accuracy, choice = unprobed_choice(0.001)
 
     def asked(last: bool, done: Sequence[Scale]) -> Scale | None:
         def other(scales: Sequence[Scale]) -> np.ndarray:
