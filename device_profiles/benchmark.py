@@ -3,8 +3,8 @@
 One number from one run is worth little on a machine that does other things, too. Here every file is warmed up, then all
 of them are timed once per round in an order shuffled anew, so that whatever the machine does meanwhile falls on all
 alike. A round of a file is at least `min_runs` runs and at least `min_seconds`; its minimum is the time without
-disturbance; the median of these minima over the rounds is the latency. Repeats agree to 0.8 % (median) and 1.9 %
-(90th percentile) on a noisy machine; gaps below 5 % should not be believed.
+disturbance; the median of these minima over the rounds is the latency. Repeats agree to 0.7 % (median) and 2.8 %
+(90th percentile) on a machine whose clock has two speeds; gaps below 5 % should not be believed.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ class Journey:
         self._stage("finetune")
 
     def export(self) -> None:
-        """Write base and result in every format that is installed, and verify them in their runtimes."""
+        """Write base and result as ONNX and, where it is installed, TFLite, and verify the files in their runtimes."""
         self._stage("export")
 
     def bench(self) -> None:

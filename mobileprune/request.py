@@ -57,6 +57,7 @@ _DEFAULTS: dict[str, Any] = {
 _DEFAULT_BASE_EPOCHS = 20
 _SCRATCH_LEARNING_RATE = 0.1
 _TRAINED_LEARNING_RATE = 0.02  # what a trained network knows would not survive the rate of one trained from scratch
+_LEAST_PROBES = 4  # of a surface in three dimensions
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,10 @@ def complete(request: Request, earlier: Mapping[str, Any] | None = None) -> dict
     if request.checkpoint is not None and not request.checkpoint.is_file():
         raise UsageError(f"no checkpoint {request.checkpoint}")
     check_names(value("optimizer"), value("lr_schedule"))
+    if value("probes") < _LEAST_PROBES:
+        raise UsageError(
+            f"probes is {value('probes')}: a surface in three dimensions needs {_LEAST_PROBES} at the least"
+        )
     trained = bool(request.checkpoint or source.has_weights)
     base_epochs, base_rate = request.base_epochs, request.learning_rate
     if base_epochs is None:

@@ -22,7 +22,7 @@ import tomli_w
 from mobileprune.errors import MobilepruneError, UsageError
 
 Entry = dict[str, Any]
-_LAYOUT = 2  # of run.toml and the journal; raised whenever an older folder could not be gone on with
+_LAYOUT = 3  # of run.toml and the journal; raised whenever an older folder could not be gone on with
 
 
 @contextmanager

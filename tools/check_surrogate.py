@@ -32,11 +32,11 @@ from mobileprune.scale import BASE, Scale
 from mobileprune.search.probes import parent_of
 from mobileprune.search.recovery import Recovery, fit_recovery
 from mobileprune.search.solver import solve
-from mobileprune.stages.accuracies import Sample, accuracy_samples, probe_epochs, start_of
+from mobileprune.stages.accuracies import Sample, accuracy_samples, probe_epochs, probed_scales, start_of
 from mobileprune.stages.context import Context
 from mobileprune.stages.problem import Problem
 from mobileprune.stages.profile import export_for_timing, measure, shaped
-from mobileprune.stages.prune import cut, finished_probes
+from mobileprune.stages.prune import cut
 from mobileprune.stages.records import scale_key, scale_of
 from mobileprune.stages.train import scores, train
 
@@ -56,7 +56,7 @@ def row_of(scale: Scale) -> dict[str, str]:
 
 def held_out_scales(ctx: Context, problem: Problem, count: int) -> list[Scale]:
     """Scales drawn by the run's seed from those that the surrogate was asked about and no probe was at."""
-    probed = finished_probes(ctx)
+    probed = probed_scales(ctx.run)
     low = [min(axis) for axis in zip(*(s.as_tuple() for s in probed), strict=True)]
     timed = {scale_of(e) for e in ctx.run.journal.all("latency")}
     inside = [s for s in problem.costs.candidates if np.all(np.array(s.as_tuple()) >= np.array(low) - 1e-9)]
@@ -99,7 +99,7 @@ def key_of(row: Mapping[str, Any]) -> str:
 
 def trained_as_probe(ctx: Context, scale: Scale, share: tuple[float, float]) -> dict[str, Any]:
     """What was found at a scale: its accuracy as a probe, and its latency as a share of the base's, with errors."""
-    parent = parent_of(scale, finished_probes(ctx))
+    parent = parent_of(scale, probed_scales(ctx.run))
     network = cut(ctx, scale, parent)
     view = ctx.view_at(network.size)
     name = f"held out {scale_key(scale)}"
@@ -130,7 +130,7 @@ def probes_of(ctx: Context, held_out: Table) -> list[Sample]:
     """Every network that was trained as probes are: those of the plan in their order, then those held out."""
     samples = {s.scale: s for s in reversed(accuracy_samples(ctx.run))}  # of a scale twice there the probe
     found = [samples[scale_of(e)] for e in ctx.run.journal.all("probe")]
-    by_key = {scale_key(scale): scale for scale in finished_probes(ctx)}
+    by_key = {scale_key(scale): scale for scale in probed_scales(ctx.run)}
     for row in held_out.rows:
         if row["run"] == ctx.run.path.name:
             epochs = probe_epochs(ctx.run, by_key[row["parent"]])

@@ -19,14 +19,13 @@ import argparse
 import json
 import shutil
 import sys
-import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rivals import built, lines
+from rivals import LINES, Candidate, built, lines
+from subsets import fewer
 from tables import Table
 
 import exporters
@@ -35,10 +34,11 @@ from device_profiles.devices import open_device
 from exporters import verify
 from mobileprune.api import optimize
 from mobileprune.commands.common import context_of
+from mobileprune.errors import UsageError
 from mobileprune.pruning.cost import count
 from mobileprune.request import Request, open_or_create
 from mobileprune.run import Run, locked
-from mobileprune.scale import Scale
+from mobileprune.scale import BASE, Scale
 from mobileprune.stages.context import Context
 from mobileprune.stages.files import Images, Job
 from mobileprune.stages.problem import Problem
@@ -83,7 +83,6 @@ COLUMNS = (
     "onnx_speedup", "tflite_ms", "tflite_spread", "tflite_speedup", "schedule", "wall_s",
 )  # fmt: skip
 _TRAINED = ("data", "training", "epoch", "base", "ranking", "probe")  # of a journal: what another precision shares
-_VALIDATION_IMAGES = 5_000  # of a smaller CIFAR-10; half as many photographs
 _EXTRA_HELP = "RIVAL@SPEEDUP that is also trained for as many more epochs as the probes took"
 
 
@@ -107,48 +106,6 @@ class Ledger:
             file.write(json.dumps(entry) + "\n")
         self.done[key] = entry
         return entry
-
-
-def fewer(source: Path, folder: Path, count: int, seed: int) -> Path:
-    """A copy of a data set with ``count`` of its training images, and others of them as the validation split."""
-    path = folder / f"{source.stem}-{count}-seed{seed}{source.suffix}"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        (_fewer_members if source.suffix == ".tar" else _fewer_arrays)(source, part, count, seed)
-        part.rename(path)
-    return path
-
-
-def _fewer_arrays(source: Path, target: Path, count: int, seed: int) -> None:
-    """JPEG-coded arrays."""
-    arrays = dict(np.load(source))
-    order = np.random.default_rng(seed).permutation(len(arrays["train_y"]))
-    images, labels, starts = (arrays.pop(f"train_{part}") for part in ("jpeg", "y", "off"))
-    for split, chosen in {"train": order[:count], "val": order[count : count + _VALIDATION_IMAGES]}.items():
-        coded = [images[starts[i] : starts[i + 1]] for i in chosen]
-        ends = np.cumsum([0, *map(len, coded)])
-        arrays |= {f"{split}_jpeg": np.concatenate(coded), f"{split}_off": ends, f"{split}_y": labels[chosen]}
-    with target.open("wb") as file:
-        np.savez(file, **arrays)
-
-
-def _fewer_members(source: Path, target: Path, count: int, seed: int) -> None:
-    """A tar of class folders in train/ and val/; the latter becomes the test split."""
-    with tarfile.open(source) as archive, tarfile.open(target, "w") as made:
-        files = [member for member in archive.getmembers() if member.isfile()]
-        parts = [(Path(member.name).parts[-3], member) for member in files]
-        training = [member for split, member in parts if split == "train"]
-        order = np.random.default_rng(seed).permutation(len(training))
-        places = {training[i].name: "train" if n < count else "val" for n, i in enumerate(order)}
-        spare = {training[i].name for i in order[count + _VALIDATION_IMAGES // 2 :]}
-        for split, member in parts:
-            if member.name in spare:
-                continue
-            folder, name = Path(member.name).parts[-2:]
-            entry = tarfile.TarInfo(f"{places[member.name] if split == 'train' else 'test'}/{folder}/{name}")
-            entry.size = member.size
-            made.addfile(entry, archive.extractfile(member))
 
 
 def take_over(run: Run, other: Path) -> None:
@@ -189,6 +146,8 @@ def timed_line(ctx: Context, ledger: Ledger, name: str, candidates: Sequence[Any
         files[candidate.label] = path
     report = benchmark(open_device("host"), files, rounds=9, min_seconds=0.1, threads=1)
     timed = [report.measurements[label] for label in files]
+    if next(iter(files)) != str(BASE):
+        raise SystemExit(f"the base does not stand first on the line {name!r}: shares are of the base's latency")
     shares = [one.share_of(timed[0])[0] for one in timed]
     for path in files.values():
         path.unlink()
@@ -210,7 +169,7 @@ def written(ctx: Context, model: Any, size: int, stem: Path, validation: float) 
     job = Job(model, images, ctx.precision, validation)
     files = {}
     for name in ("onnx", "tflite"):
-        path = stem.with_suffix(f".{name}")
+        path = stem.with_name(f"{stem.name}.{name}")
         try:
             files[name] = str(job.write(path, name).artifact.path)
         except exporters.ExportError as error:
@@ -231,10 +190,11 @@ def test_top1(ctx: Context, entry: dict[str, Any], tflite: Path, size: int) -> f
     return verify.accuracy(tflite, images, ctx.data.test.labels.numpy())
 
 
-def rival(ctx: Context, ledger: Ledger, name: str, line: str, speedup: float, scale_epochs: float) -> None:
-    """Fine-tune the rival's network for one speed-up and write its files."""
+def rival(
+    ctx: Context, ledger: Ledger, name: str, line: str, candidates: Sequence[Candidate], speedup: float, more: float
+) -> None:
+    """Fine-tune the rival's network for one speed-up and write its files. more: times the epochs of others."""
     key = f"final {name} {speedup:g}x"
-    candidates = lines(ctx)[line]
     place = largest_within(timed_line(ctx, ledger, line, candidates), 1 / speedup)
     found = ledger.done[f"line {line}"]
     if place is None:
@@ -247,7 +207,7 @@ def rival(ctx: Context, ledger: Ledger, name: str, line: str, speedup: float, sc
         return
     began = time.monotonic()
     model, size = chosen.start()
-    epochs = round(ctx.schedule("result").epochs * scale_epochs)
+    epochs = round(ctx.schedule("result").epochs * more)
     stem = ctx.folder("finals") / key.replace(" ", "-").replace(",", "").replace("=", "")
     train(ctx, model, ctx.view_at(size), "result", stem.name, distill=True, epochs=epochs)
     scored = scores(ctx, model, ctx.view_at(size))
@@ -358,17 +318,35 @@ def compare(setting: str, seed: int, arguments: argparse.Namespace) -> list[dict
         if arguments.base_from:
             take_over(run, arguments.base_from)
     ledger = Ledger(path / "comparison.jsonl")
+    if context_of(run).data.test is None:
+        raise SystemExit(f"{asked['data']} has no test split: give --images, which makes one")
     for speedup in sorted(arguments.speedups, reverse=True):  # the probes of the hardest serve the others, too
-        optimize(run=path, budget=f"{100 / speedup:.6g}%")
-        ctx = context_of(Run.open(path))
-        ours(ctx, ledger, speedup)
-    more = 1.0 + probe_epochs(ctx) / ctx.schedule("result").epochs
+        try:
+            optimize(run=path, budget=f"{100 / speedup:.6g}%")
+        except UsageError as error:
+            label = f"not reached: {error}"
+            ledger.add(
+                f"final mobileprune {speedup:g}x", method="mobileprune", speedup=speedup, reached=False, label=label
+            )
+            continue
+        ours(context_of(Run.open(path)), ledger, speedup)
+    ctx = context_of(Run.open(path))
+    candidates = lines(ctx)
     for speedup in arguments.speedups:
-        for line in [name for name in lines(ctx) if name in arguments.rivals or not arguments.rivals]:
-            rival(ctx, ledger, line, line, speedup, 1.0)
-    for line, _, speedup in (text.rpartition("@") for text in arguments.extra):
-        rival(ctx, ledger, f"{line}, with the probes' epochs too", line, float(speedup), more)
+        for line in arguments.rivals or candidates:
+            rival(ctx, ledger, line, line, candidates[line], speedup, 1.0)
+    more = 1.0 + probe_epochs(ctx) / ctx.schedule("result").epochs
+    for line, speedup in arguments.extra:
+        rival(ctx, ledger, f"{line}, with the probes' epochs too", line, candidates[line], speedup, more)
     return list(rows(ctx, setting, ledger))
+
+
+def extra(text: str) -> tuple[str, float]:
+    """RIVAL@SPEEDUP of the command line."""
+    line, _, speedup = text.rpartition("@")
+    if line not in LINES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not RIVAL@SPEEDUP with a rival of {', '.join(LINES)}")
+    return line, float(speedup)
 
 
 def main() -> None:
@@ -383,8 +361,8 @@ def main() -> None:
     parser.add_argument("--base-epochs", type=int, default=3)
     parser.add_argument("--probe-epochs", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--rivals", nargs="*", default=[], help="names of those to compare with; all unless given")
-    parser.add_argument("--extra", nargs="*", default=["torch-pruning, round_to=8@2"], help=_EXTRA_HELP)
+    parser.add_argument("--rivals", nargs="*", choices=LINES, default=[], help="all unless given")
+    parser.add_argument("--extra", nargs="*", type=extra, default=[], help=_EXTRA_HELP)
     parser.add_argument("--runs", type=Path, default=Path("runs/comparison"))
     parser.add_argument("--csv", type=Path, required=True)
     arguments = parser.parse_args()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ def compound(ctx: Context) -> list[Candidate]:
 
 
 def nominal_cost(ctx: Context) -> list[Candidate]:
-    """The paper's own choice: the most accurate scale, by the same probes, under a budget of d w^2 r^2."""
+    """The paper's own choice: the most accurate scale, by all that the run trained, under a budget of d w^2 r^2."""
     problem = Problem(ctx.run, current_budgets(ctx.run), "polynomial")
     scales = problem.costs.candidates
     accuracy = problem.accuracy.estimate(scales)[0]
@@ -78,7 +79,7 @@ def nominal_cost(ctx: Context) -> list[Candidate]:
     for budget in np.geomspace(1.0, cost.min(), 60):
         affordable = np.flatnonzero(cost <= budget + 1e-12)
         chosen.append(scales[affordable[np.argmax(accuracy[affordable])]])
-    return [_at(ctx, scale) for scale in dict.fromkeys(chosen)]
+    return [_at(ctx, scale) for scale in dict.fromkeys([BASE, *chosen])]  # a probe may have come out above the base
 
 
 def torch_pruning_line(ctx: Context, round_to: int | None) -> list[Candidate]:
@@ -106,17 +107,20 @@ def torch_pruning_line(ctx: Context, round_to: int | None) -> list[Candidate]:
     return [_at(ctx, BASE), *(at(float(ratio)) for ratio in np.arange(0.02, 0.9, 0.02))]
 
 
+LINES: dict[str, Callable[[Context], list[Candidate]]] = {
+    "torch-pruning": partial(torch_pruning_line, round_to=None),
+    "torch-pruning, round_to=8": partial(torch_pruning_line, round_to=8),
+    "width only": width_only,
+    "depth only": depth_only,
+    "resolution only": resolution_only,
+    "nominal cost d w^2 r^2": nominal_cost,
+    "compound by hand": compound,
+}
+
+
 def lines(ctx: Context) -> dict[str, list[Candidate]]:
     """Every rival's line, from the base to its smallest network."""
-    return {
-        "torch-pruning": torch_pruning_line(ctx, None),
-        "torch-pruning, round_to=8": torch_pruning_line(ctx, 8),
-        "width only": width_only(ctx),
-        "depth only": depth_only(ctx),
-        "resolution only": resolution_only(ctx),
-        "nominal cost d w^2 r^2": nominal_cost(ctx),
-        "compound by hand": compound(ctx),
-    }
+    return {name: line(ctx) for name, line in LINES.items()}
 
 
 def built(candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, nn.Module, int]]:

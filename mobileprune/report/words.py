@@ -34,8 +34,9 @@ def slices(evidence: Evidence) -> list[str]:
     error = 100 * evidence.accuracy_error
     return [
         f"F(depth, width, resolution), fitted to the probes by the form “{evidence.accuracy_form}”, on the planes "
-        "through the chosen scale (star). Circles are probes, filled with the accuracy that was measured: where their "
-        "colour differs from what is around them the surface is off. Small ones lie beside the plane.",
+        "through the chosen scale (star), as after the same training everywhere. Circles are probes, filled with the "
+        "accuracy that was measured: where their colour differs from what is around them the surface is off, or their "
+        "training was shorter or longer than most. Small ones lie beside the plane.",
         f"A probe that is left out of the fit is missed by {error:.1f} points on average.",
     ]
 

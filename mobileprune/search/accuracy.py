@@ -13,16 +13,13 @@ from scipy.stats import norm
 from mobileprune.errors import UsageError
 from mobileprune.scale import Scale
 from mobileprune.search import forms
+from mobileprune.search.prior import Prior
 from mobileprune.search.residual import ResidualGP
 from mobileprune.search.samples import Array, Axes, Samples, collect, points
 
 PROBE_NOISE = 0.004  # standard deviation of one fine-tuned probe where none is given (0.3 to 0.6 points were measured)
-SURFACE = 0.006  # prior standard deviation of a surface between its samples
-SLOPE = 0.02  # prior standard deviation of a fitted slope, per sampled log range of an axis
-LENGTH = 0.5  # its correlation length, as a share of the sampled log range
-_PRIOR_COUNT = 8.0  # how many leave-one-out residuals the prior of the error bars is worth
+_PRIOR = Prior(surface=0.006, slope=0.02, nugget=forms.NUGGET, worth=8.0, most_folds=12)
 _DOUBT = 2.0  # a form further down the list must beat those before it by the factor 1 - _DOUBT / samples
-_MOST_FOLDS = 12
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,6 @@ class Candidate:
     rank: int | None
     degree: int | None
     cv_error: float
-    score: float
     chosen: bool
 
     @property
@@ -68,15 +64,17 @@ class AccuracySurrogate:
     def predict(self, scales: Sequence[Scale]) -> tuple[Array, Array]:
         """Mean and standard deviation (n,) of the accuracy of a network pruned to each scale, probe noise left out.
 
-        Raises UsageError where a scale leaves an axis that no probe varied.
+        By the surface alone, as if no scale had been probed itself. Raises UsageError where a scale leaves an axis that
+        no probe varied.
         """
         x = points(scales)
         self.axes.check(x, "accuracy")
-        return np.clip(self.smooth(x), 0.0, 1.0), self._spread(x)
+        own = (self.inflation * _PRIOR.nugget) ** 2
+        return np.clip(self.smooth(x), 0.0, 1.0), np.sqrt(self._surface_variance(x) + own)
 
-    def _spread(self, x: Array) -> Array:
-        between = self.shape.spread(self.axes.unit(x))
-        return np.sqrt(self.inflation**2 * (between**2 + forms.NUGGET**2) + (self._disagreement(x) ** 2).sum(axis=0))
+    def _surface_variance(self, x: Array) -> Array:
+        between = self.inflation * self.shape.spread(self.axes.unit(x))
+        return np.asarray(between**2 + (self._disagreement(x) ** 2).sum(axis=0))
 
     def _disagreement(self, x: Array) -> Array:
         """(rivals, n): how far each other form lies from the chosen one, times the root of its credibility."""
@@ -85,25 +83,22 @@ class AccuracySurrogate:
 
     def covariance(self, x: Array) -> Array:
         """(n, n) covariance of the accuracies at (n, 3) scales given the probes: what one probe tells of the others."""
-        smooth = self.shape.covariance(self.axes.unit(x))
-        known = self.samples.index_of(x)
-        own = np.full(len(x), forms.NUGGET**2)
-        own[known >= 0] *= self.samples.noise[known[known >= 0]] ** 2 / (
-            self.samples.noise[known[known >= 0]] ** 2 + forms.NUGGET**2
-        )
+        _, trust, left = _PRIOR.own(self.samples, x, self.inflation)
         apart = self._disagreement(x)
-        return self.inflation**2 * (smooth + np.diag(own)) + apart.T @ apart
+        surface = self.inflation**2 * self.shape.covariance(self.axes.unit(x)) + apart.T @ apart
+        return np.asarray(np.outer(1.0 - trust, 1.0 - trust) * surface + np.diag(left))
 
     def estimate(self, scales: Sequence[Scale]) -> tuple[Array, Array]:
-        """As ``predict``, but a scale that was probed is known from its probe too, as well as its noise allows."""
-        mean, std = self.predict(scales)
-        at = self.samples.index_of(points(scales))
-        seen = at >= 0
-        noise, value = self.samples.noise[at[seen]], self.samples.y[at[seen]]
-        trust = std[seen] ** 2 / (std[seen] ** 2 + noise**2)
-        mean[seen] += trust * (value - mean[seen])
-        std[seen] *= np.sqrt(1.0 - trust)
-        return mean, std
+        """As ``predict``, but of a scale that was probed its own distance to the surface is known, too.
+
+        The surface has learnt from that probe already: what is added is the part of the distance that is the network's
+        own and not the probe's noise.
+        """
+        x = points(scales)
+        mean, _ = self.predict(scales)
+        at, trust, left = _PRIOR.own(self.samples, x, self.inflation)
+        mean += trust * (self.samples.y[at] - mean)
+        return mean, np.sqrt((1.0 - trust) ** 2 * self._surface_variance(x) + left)
 
     def interval(self, scales: Sequence[Scale], level: float = 0.8, *, probe: bool = True) -> tuple[Array, Array]:
         """Lower and upper bounds (n,) that hold a new probe's accuracy (its noise included) with probability ``level``.
@@ -158,13 +153,12 @@ def fit_accuracy(
     kind, residuals, _, fitted = tried[best]
     rivals = _rivals([(k.name, score, f) for k, _, score, f in tried], best)
     table = tuple(
-        Candidate(k.name, k.rank, k.degree, float(np.abs(r).mean()), s, i == best)
-        for i, (k, r, s, _) in enumerate(tried)
+        Candidate(k.name, k.rank, k.degree, float(np.abs(r).mean()), i == best) for i, (k, r, _, _) in enumerate(tried)
     )
     noise = float(np.sqrt(np.mean(samples.noise**2 * samples.counts)))
-    inflation = _inflation(residuals, samples, axes)
+    inflation = _PRIOR.inflation(residuals, samples, axes)
     error = float(np.abs(residuals).mean())
-    shape = _shape(samples, axes)
+    shape = _PRIOR.shape(samples, axes)
     return AccuracySurrogate(
         kind.name, kind.rank, kind.degree, error, noise, table, samples, axes, fitted, rivals, inflation, shape
     )
@@ -182,39 +176,13 @@ def _rivals(tried: list[tuple[str, float, forms.Fitted]], best: int) -> tuple[tu
     return tuple((credit[n] / total, f) for n, (_, f) in leaders.items() if n != name)
 
 
-def _shape(samples: Samples, axes: Axes) -> ResidualGP:
-    """The process whose spread says how far a scale is from what was probed."""
-    noise = np.sqrt(samples.noise**2 + forms.NUGGET**2)
-    return ResidualGP.fit(axes.unit(samples.x), np.zeros(len(samples)), noise, SURFACE**2, LENGTH, SLOPE**2)
-
-
-def _folds(samples: Samples) -> list[NDArray[np.int64]]:
-    """Leave one out; with many samples, leave out every k-th of them together."""
-    count = min(len(samples), _MOST_FOLDS)
-    return [np.arange(len(samples))[i::count] for i in range(count)]
-
-
 def _leave_out(kind: forms.Form, samples: Samples, axes: Axes) -> tuple[Array, float, forms.Fitted]:
     """Leave-one-out residuals (n,), a score in which far extrapolations weigh less, and the fit to all samples."""
     fitted = kind.fit(samples, axes, None)
     residuals, expected = np.empty(len(samples)), np.empty(len(samples))
-    for fold in _folds(samples):
+    for fold in _PRIOR.folds(samples):
         rest = samples.without(fold)
         model = kind.fit(rest, axes, fitted)
         residuals[fold] = samples.y[fold] - model.value(samples.x[fold])
-        expected[fold] = _expected_error(rest, axes, samples, fold)
+        expected[fold] = _PRIOR.expected_error(samples, axes, fold)
     return residuals, float(np.sqrt(np.mean((residuals / expected) ** 2))), fitted
-
-
-def _expected_error(rest: Samples, axes: Axes, samples: Samples, fold: NDArray[np.int64]) -> Array:
-    between = _shape(rest, axes).spread(axes.unit(samples.x[fold]))
-    return np.sqrt(between**2 + forms.NUGGET**2 + samples.noise[fold] ** 2)
-
-
-def _inflation(residuals: Array, samples: Samples, axes: Axes) -> float:
-    """How much wider than their prior the error bars must be for the leave-one-out residuals, shrunk to 1."""
-    total = 0.0
-    for fold in _folds(samples):
-        expected = _expected_error(samples.without(fold), axes, samples, fold)
-        total += float(np.minimum((residuals[fold] / expected) ** 2, 25.0).sum())
-    return float(np.sqrt((total + _PRIOR_COUNT) / (len(samples) + _PRIOR_COUNT)))

@@ -13,16 +13,14 @@ from scipy.stats import norm
 from mobileprune.errors import UsageError
 from mobileprune.scale import Scale
 from mobileprune.search import latency_forms as forms
+from mobileprune.search.prior import Prior
 from mobileprune.search.residual import ResidualGP
 from mobileprune.search.samples import Array, Axes, Samples, collect, points
 
 SAMPLE_NOISE = 0.015  # relative noise of one measured latency where none is given
-_SURFACE = 0.055  # prior relative standard deviation between samples
-_SLOPE = 0.05  # of a slope, per sampled log range of an axis
-_NUGGET = 0.035  # steps of channel and cache sizes that no smooth function follows
-_PRIOR_COUNT = 4.0
+# All relative. The nugget: steps of channel and cache sizes that no smooth function follows.
+_PRIOR = Prior(surface=0.055, slope=0.05, nugget=0.035, worth=4.0, most_folds=16)
 _PREFERENCE = 0.95
-_MOST_FOLDS = 16
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,8 @@ class LatencySurrogate:
         """Mean and standard deviation (n,) of the latency at each scale.
 
         ``features`` are those named at the fit; without them the best form that needs none answers.
-        Raises UsageError where a scale leaves an axis that no sample varied.
+        By the fit alone, as if no scale had been measured itself. Raises UsageError where a scale leaves an axis that
+        no sample varied.
         """
         x = points(scales)
         counted = self.counted and features is not None
@@ -78,22 +77,27 @@ class LatencySurrogate:
         table = _table(features, self.keys, len(x)) if counted and features is not None else None
         mean = np.exp((self.form if counted else self.smooth_form).log_value(x, table))
         between = self.shape.spread(self.axes.unit(x))
-        relative = (self.inflation if counted else self.smooth_inflation) * np.sqrt(between**2 + _NUGGET**2)
-        return mean, mean * relative
+        return mean, mean * self._inflation(counted) * np.hypot(between, _PRIOR.nugget)
+
+    def _inflation(self, counted: bool) -> float:
+        return self.inflation if counted else self.smooth_inflation
 
     def estimate(
         self, scales: Sequence[Scale], features: Sequence[Mapping[str, float]] | None = None
     ) -> tuple[Array, Array]:
-        """As ``predict``, but a scale that was measured is known from its measurement, as well as its noise allows."""
-        mean, std = self.predict(scales, features)
-        at = self.samples.index_of(points(scales))
-        seen = at >= 0
-        noise, relative = self.samples.noise[at[seen]], std[seen] / mean[seen]
-        trust = relative**2 / (relative**2 + noise**2)
-        value = self.samples.y[at[seen]]
-        mean[seen] = np.where(trust == 1.0, value, mean[seen] * (value / mean[seen]) ** trust)
-        std[seen] = mean[seen] * relative * np.sqrt(1.0 - trust)
-        return mean, std
+        """As ``predict``, but of a scale that was measured its own distance to the fit is known, too.
+
+        The fit has learnt from that sample already: what is added is the part of the distance that is the network's own
+        and not the noise of measuring it. Relative, as all errors of latencies are.
+        """
+        x = points(scales)
+        mean, _ = self.predict(scales, features)
+        inflation = self._inflation(self.counted and features is not None)
+        at, trust, left = _PRIOR.own(self.samples, x, inflation)
+        value = self.samples.y[at]
+        mean = np.where(trust == 1.0, value, mean * (value / mean) ** trust)
+        between = (1.0 - trust) * inflation * self.shape.spread(self.axes.unit(x))
+        return mean, mean * np.sqrt(between**2 + left)
 
     def measured(self, scale: Scale) -> float | None:
         """The measured latency of ``scale``, where there is one."""
@@ -174,9 +178,9 @@ def fit_latency(
         keys=keys,
         form=fitted[best],
         smooth_form=fitted[smooth],
-        inflation=_inflation(residuals[best], samples, axes),
-        smooth_inflation=_inflation(residuals[smooth], samples, axes),
-        shape=_shape(samples, axes),
+        inflation=_PRIOR.inflation(residuals[best], samples, axes),
+        smooth_inflation=_PRIOR.inflation(residuals[smooth], samples, axes),
+        shape=_PRIOR.shape(samples, axes),
     )
 
 
@@ -216,29 +220,9 @@ def _merged_table(
 def _leave_out(kind: forms.LatencyForm, samples: Samples, table: Array | None, axes: Axes) -> Array:
     """Logarithmic residuals (n,) of samples left out of the fit."""
     residuals = np.empty(len(samples))
-    for fold in _folds(samples):
+    for fold in _PRIOR.folds(samples):
         keep = np.setdiff1d(np.arange(len(samples)), fold)
         model = kind.fit(samples.without(fold), None if table is None else table[keep], axes)
         guess = model.log_value(samples.x[fold], None if table is None else table[fold])
         residuals[fold] = np.log(samples.y[fold]) - guess
     return residuals
-
-
-def _folds(samples: Samples) -> list[NDArray[np.int64]]:
-    count = min(len(samples), _MOST_FOLDS)
-    return [np.arange(len(samples))[i::count] for i in range(count)]
-
-
-def _shape(samples: Samples, axes: Axes) -> ResidualGP:
-    noise = np.sqrt(samples.noise**2 + _NUGGET**2)
-    return ResidualGP.fit(axes.unit(samples.x), np.zeros(len(samples)), noise, _SURFACE**2, 0.5, _SLOPE**2)
-
-
-def _inflation(residuals: Array, samples: Samples, axes: Axes) -> float:
-    """The factor on the prior error bars that the left-out residuals ask for, shrunk to 1."""
-    total = 0.0
-    for fold in _folds(samples):
-        between = _shape(samples.without(fold), axes).spread(axes.unit(samples.x[fold]))
-        expected = between**2 + _NUGGET**2 + samples.noise[fold] ** 2
-        total += float(np.minimum(residuals[fold] ** 2 / expected, 25.0).sum())
-    return float(np.sqrt((total + _PRIOR_COUNT) / (len(samples) + _PRIOR_COUNT)))

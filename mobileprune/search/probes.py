@@ -95,7 +95,7 @@ def _corner(lattice: Lattice, cost: Cost | None, budget: float | None) -> Array:
         line = [Scale(*(value if k == i else 1.0 for k in range(3))) for value in axis]
         inside = np.flatnonzero(np.asarray(cost(line)) <= budget * base)
         if len(inside):
-            low[i] = np.log(axis[min(int(inside[-1]), len(axis) - 1)])
+            low[i] = np.log(axis[int(inside[-1])])
     return low
 
 
@@ -209,7 +209,7 @@ def _knowledge_gradient(accuracy: Belief, field: Field, contenders: Sequence[int
     x = points([field.scales[i] for i in contenders])
     mean = field.mean[list(contenders)]
     covariance = accuracy.covariance(x)
-    outcome = np.sqrt(np.diag(covariance) + accuracy.noise**2)
+    outcome = np.sqrt(np.maximum(np.diag(covariance) + accuracy.noise**2, 1e-24))  # 0 of a scale known exactly
     shift = covariance / outcome[None, :]  # column k: how all means move when the probe of k comes out one sigma high
     nodes, weights = np.polynomial.hermite_e.hermegauss(21)
     weights = weights / weights.sum()

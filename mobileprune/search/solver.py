@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,12 +32,23 @@ class Accuracy(Protocol):
     def smooth(self, x: NDArray) -> NDArray: ...
 
 
+class Indifferent:
+    """An accuracy surrogate that knows nothing: for asking only what is feasible."""
+
+    def estimate(self, scales: Sequence[Scale]) -> tuple[Array, Array]:
+        return np.zeros(len(scales)), np.zeros(len(scales))
+
+    def smooth(self, x: NDArray) -> NDArray:
+        return np.zeros(len(x))
+
+
 @dataclass(frozen=True)
 class Constraint:
     """``predict(scale) <= limit``.
 
     ``predict``: scales to (mean, std), std 0 where the value is counted. ``smooth``: (n, 3) scales to (n,) values for
     the continuous problem; where it is None it is fitted to the values of the candidates.
+    ``margin``: the share of what was asked for that ``limit`` leaves free.
     """
 
     name: str
@@ -45,10 +56,15 @@ class Constraint:
     unit: str
     predict: Predict
     smooth: Smooth | None = None
+    margin: float = 0.0
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.limit) and self.limit > 0.0):
             raise UsageError(f"the limit of {self.name} is {self.limit}: give a number above zero")
+
+    def asked(self, value: float) -> str:
+        """The limit that must be asked for so that ``value`` is allowed, in words."""
+        return _amount(value / (1.0 - self.margin), self.unit)
 
 
 def latency_constraint(
@@ -167,6 +183,12 @@ class Field:
         """The probability (n,) that all limits are kept, their errors taken as independent."""
         return self.probabilities.prod(axis=0) if len(self.probabilities) else np.ones(len(self.scales))
 
+    def part(self, which: NDArray[np.bool_]) -> Field:
+        """The candidates at which ``which`` (n,) is true."""
+        scales = tuple(s for s, wanted in zip(self.scales, which, strict=True) if wanted)
+        limits = (self.values[:, which], self.value_stds[:, which], self.probabilities[:, which])
+        return Field(scales, self.mean[which], self.std[which], *limits)
+
     def ranking(self) -> NDArray[np.int64]:
         """Candidates from the best on: by accuracy, ties to the cheaper, then to the larger scale."""
         cost = self.values[0] if len(self.values) else np.zeros(len(self.scales))
@@ -210,15 +232,17 @@ def solve(
     confidence: float = 0.5,
     frontier: int = FRONTIER,
     continuous: bool = True,
+    among: Collection[Scale] | None = None,
 ) -> Solution:
     """The candidate of largest predicted accuracy that keeps all limits with probability ``confidence``.
 
     Give probed scales among the candidates, so that no feasible probe beats the result. The base, where it is a
     candidate and keeps every limit, is the answer (``base_suffices``). The frontier runs along the first constraint.
+    among: where given the only scales that may be chosen; the frontier is of all candidates in any case.
     Raises UsageError where no candidate keeps the limits, with the smallest value that can be reached.
     """
     field = survey(accuracy, constraints, candidates)
-    return solve_surveyed(accuracy, constraints, field, confidence, frontier, continuous)
+    return solve_surveyed(accuracy, constraints, field, confidence, frontier, continuous, among)
 
 
 def solve_surveyed(
@@ -228,15 +252,17 @@ def solve_surveyed(
     confidence: float = 0.5,
     frontier: int = FRONTIER,
     continuous: bool = True,
+    among: Collection[Scale] | None = None,
 ) -> Solution:
     """``solve`` where the candidates have been surveyed already."""
     if not 0.0 < confidence < 1.0:
         raise UsageError(
             f"the confidence {confidence} is not between 0 and 1: 0.9 keeps the budget in nine of ten cases"
         )
-    kept = field.joint >= confidence - 1e-12
+    allowed = np.array([among is None or scale in among for scale in field.scales])
+    kept = allowed & (field.joint >= confidence - 1e-12)
     if not kept.any():
-        raise UsageError(_unreachable(field, constraints, confidence))
+        raise UsageError(_unreachable(field.part(allowed) if allowed.any() else field, constraints, confidence))
     ranking = field.ranking()
     best = int(ranking[np.argmax(kept[ranking])])
     suffices = BASE in field.scales and bool(kept[field.scales.index(BASE)])
@@ -280,11 +306,13 @@ def _unreachable(field: Field, constraints: Sequence[Constraint], confidence: fl
         with_confidence = (
             f" with confidence {confidence:.3g}" if field.value_stds[j, i] > 0.0 and confidence != 0.5 else ""
         )
+        spared = f" less the {100 * c.margin:.3g} % that are left free" if c.margin else ""
         return (
-            f"no scale keeps {c.name} within {_amount(c.limit, c.unit)}: the smallest reachable{with_confidence} is "
-            f"{_amount(float(need[i]), c.unit)} at {field.scales[i]}; raise the budget to at least that"
+            f"no scale keeps {c.name} within {c.asked(c.limit)}{spared}: the smallest reachable{with_confidence} is "
+            f"{_amount(float(need[i]), c.unit)} at {field.scales[i]}; raise the budget to at least "
+            f"{c.asked(float(need[i])) if c.margin else 'that'}"
         )
-    names = ", ".join(f"{c.name} {_amount(c.limit, c.unit)}" for c in constraints)
+    names = ", ".join(f"{c.name} {c.asked(c.limit)}" for c in constraints)
     i = int(field.joint.argmax())
     values = ", ".join(f"{c.name} {_amount(float(field.values[j, i]), c.unit)}" for j, c in enumerate(constraints))
     return (
@@ -302,16 +330,20 @@ def _continuous(
 ) -> Continuous | None:
     """The continuous optimum in the bounding box of the candidates.
 
-    Confidence tightens a limit by the relative uncertainty at the chosen scale.
+    Confidence tightens a limit by the relative uncertainty at the chosen scale; multipliers are of the limits given.
     """
     x = points(field.scales)
     i = field.scales.index(best)
-    limits = []
+    limits, tightened = [], {}
     for j, c in enumerate(constraints):
-        margin = float(norm.ppf(confidence)) * float(field.value_stds[j, i]) / max(float(field.values[j, i]), 1e-300)
+        error = float(norm.ppf(confidence)) * float(field.value_stds[j, i]) / max(float(field.values[j, i]), 1e-300)
         smooth = c.smooth if c.smooth is not None else smooth_of(field.scales, field.values[j])
-        limits.append(Limit(c.name, c.limit / max(1.0 + margin, 1e-3), smooth))
-    return maximise(accuracy.smooth, limits, [float(v) for v in x.min(axis=0)], [best])
+        tightened[c.name] = 1.0 / max(1.0 + error, 1e-3)
+        limits.append(Limit(c.name, c.limit * tightened[c.name], smooth))
+    found = maximise(accuracy.smooth, limits, [float(v) for v in x.min(axis=0)], [best])
+    if found is None:
+        return None
+    return replace(found, multipliers={name: m * tightened[name] for name, m in found.multipliers.items()})
 
 
 def smooth_of(scales: Sequence[Scale], values: Array) -> Smooth:
@@ -339,7 +371,7 @@ def prices(optimum: Continuous, constraints: Sequence[Constraint]) -> tuple[str,
 
 
 def _step(limit: float) -> float:
-    """A round step of which the limit holds ten or more, so that its price is read as a small change."""
+    """A round step of which the limit holds five or more, so that its price is read as a small change."""
     return 1.0 if 5.0 <= limit < 500.0 else float(10.0 ** np.floor(np.log10(limit / 5.0)))
 
 

@@ -146,14 +146,18 @@ def _space(problem: _Problem) -> list[Scale]:
     """A grid over the box of the probes (whole pixels where the table has pixels) and every scale of either table."""
     low = np.array([s.as_tuple() for s in problem.probed]).min(axis=0)
     steps = min(round(_SPACE ** (1.0 / max(int((low < 1.0 - 1e-9).sum()), 1))), 64)
+    fixed = problem.accuracy.axes.fixed
     sides = []
     for axis in range(3):
+        held = fixed[axis]
+        if held is not None:
+            sides.append([held])
+            continue
         full = problem.units.full[axis]
         values = np.linspace(low[axis], 1.0, steps) if low[axis] < 1.0 - 1e-9 else np.ones(1)
         if full > 16.0:
             values = np.unique(np.round(values * full)) / full
         sides.append([float(v) for v in values if v > 0.0])
-    fixed = problem.accuracy.axes.fixed
     grid = {Scale(d, w, r) for d in sides[0] for w in sides[1] for r in sides[2]}
     known = {
         s

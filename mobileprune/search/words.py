@@ -19,7 +19,7 @@ def describe_answer(answer: Mapping[str, Any]) -> list[str]:
             value = f"{device['measured']:.4g} ms measured"
         else:
             value = f"{device['mean']:.4g} ms predicted, 80 % interval {device['low']:.4g} to {device['high']:.4g}"
-        lines.append(f"{name or 'latency':<10} {value}; limit {device['limit']:.4g} ms")
+        lines.append(f"{name:<10} {value}; limit {device['limit']:.4g} ms")
     form = answer["surrogate"]
     lines.append(f"surrogate  {form['form']}, left-out error {form['cv_error']:.3g}{unit}")
     if answer["continuous"] is not None:

@@ -51,6 +51,6 @@ def measure_candidates(ctx: Context, scales: Sequence[Scale], budgets: Sequence[
     problem = Problem(ctx.run, tuple(budgets))
     for scale in scales:
         found = measured[scale_key(scale)]
-        kept = "may keep the budget or miss it" if problem.undecided(scale) else "keeps the budget"
+        kept = "keeps the budget" if problem.probably_kept(scale) else "may keep the budget or miss it"
         verdict = "misses the budget" if problem.missed(scale) else kept
         ctx.display.say(f"{scale} {found.origin}: {shown('latency', found.latency_ms)}, {verdict}")

@@ -20,7 +20,7 @@ from mobileprune.stages.context import Context
 from mobileprune.stages.curves import read_curves
 from mobileprune.stages.problem import Problem
 from mobileprune.stages.records import scale_key, scale_of
-from mobileprune.stages.solve import chosen_scale, current_budgets, solve_run
+from mobileprune.stages.solve import chosen, chosen_scale, current_budgets, solve_run
 
 _AXES = ("depth", "width", "resolution")
 _GRID = 25  # values per axis of a slice
@@ -33,7 +33,7 @@ def evidence(ctx: Context) -> tuple[Evidence, list[str]]:
     run = ctx.run
     problem = Problem(run, current_budgets(run))
     scale, first = chosen_scale(run), problem.constraints[0]
-    solution = solve_run(run, problem.budgets)
+    solution = chosen(run)["solution"]  # as it was before its own result was known
     blocks, missing = _blocks(ctx, scale)
     curves = read_curves(run.journal, scale)
     if not curves:
@@ -43,7 +43,7 @@ def evidence(ctx: Context) -> tuple[Evidence, list[str]]:
         result=point(problem, scale, "finetuned"),
         probes=[point(problem, scale_of(e), "probe") for e in run.journal.all("probe")],
         measured=[point(problem, scale_of(e), "") for e in run.journal.all("latency")],
-        frontier=[_choice(problem, p) for p in solution.frontier],
+        frontier=[_choice(problem, p) for p in solve_run(run, problem.budgets).frontier],
         slices=_slices(problem, scale),
         blocks=blocks,
         curves=curves,
@@ -56,8 +56,8 @@ def evidence(ctx: Context) -> tuple[Evidence, list[str]]:
         accuracy_form=problem.accuracy.name,
         accuracy_error=problem.accuracy.cv_error,
         halving=_halving(problem),
-        prices=solution.prices,
-        confidence=solution.confidence,
+        prices=tuple(solution["prices"]),
+        confidence=float(solution["confidence"]),
         expected=replace(problem, without=scale).expected(scale),
     )
     return found, missing
@@ -117,7 +117,7 @@ def _choice(problem: Problem, at: FrontierPoint) -> Choice:
         macs=cost["macs"],
         params=cost["params"],
         memory=cost["memory"],
-        size_bytes=problem.size_bytes(at.scale),
+        size_bytes=problem.size_bytes(at.scale)[0],
     )
 
 

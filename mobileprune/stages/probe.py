@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from device_profiles.errors import DeviceError
 from mobileprune.budget import Budget
 from mobileprune.engine import Job
-from mobileprune.scale import Scale
+from mobileprune.scale import BASE, Scale
 from mobileprune.search.probes import parent_of
+from mobileprune.stages.accuracies import probed_scales
 from mobileprune.stages.candidates import measure_hopefuls, measure_the_best, to_be_measured
 from mobileprune.stages.context import Context
-from mobileprune.stages.prune import cut, finished_probes, store
+from mobileprune.stages.prune import cut, store
 from mobileprune.stages.records import probe_limit, scale_key
 from mobileprune.stages.remaining import FULL_EPOCHS, probe_cost
 from mobileprune.stages.solve import check_reachable, current_budgets, designed_probes, plan_probes
@@ -35,7 +36,7 @@ def probe(ctx: Context) -> None:
             each = counted(ctx.schedule("probe").epochs, "epoch")
             ctx.display.stage("probe", f"accuracy of up to {probe_limit(ctx.run)} scales, {each} each")
             announced = True
-        choose_rate(ctx, lambda: cut(ctx, planned[0], parent_of(planned[0], [])))
+        choose_rate(ctx, lambda: cut(ctx, planned[0], BASE))
         _probe_all(ctx, planned)
     if announced:
         made = counted(len(ctx.run.journal.all("probe")), "probe")
@@ -64,13 +65,13 @@ def _measure(ctx: Context, budgets: Sequence[Budget]) -> None:
 
 def _probe_all(ctx: Context, planned: list[Scale]) -> None:
     """Give each scale to the engine once its parent is done; the parent is the nearest ancestor planned before it."""
-    earlier = finished_probes(ctx)
+    earlier = probed_scales(ctx.run)
     waiting: list[Job] = []
     for i, scale in enumerate(planned):
         parent = parent_of(scale, [*earlier, *planned[:i]])
         waiting.append(Job("probe", f"probe at {scale}", scale, parent))
     while waiting or ctx.engine.pending:
-        done = set(finished_probes(ctx))
+        done = set(probed_scales(ctx.run))
         ready = [job for job in waiting if job.parent in done]
         waiting = [job for job in waiting if job.parent not in done]
         for job in ready:

@@ -15,7 +15,14 @@ from mobileprune.scale import BASE, Scale
 from mobileprune.search.accuracy import AccuracySurrogate
 from mobileprune.search.latency import LatencySurrogate, fit_latency
 from mobileprune.search.recovery import Recovery, ResultAccuracy, fit_recovery
-from mobileprune.search.solver import Constraint, Predict, counted_constraint, latency_constraint
+from mobileprune.search.solver import (
+    Constraint,
+    Indifferent,
+    Predict,
+    counted_constraint,
+    latency_constraint,
+    survey,
+)
 from mobileprune.stages.accuracies import accuracy_samples, result_epochs
 from mobileprune.stages.records import (
     Costs,
@@ -25,10 +32,12 @@ from mobileprune.stages.records import (
     read_costs,
     scale_key,
 )
+from mobileprune.words import counted
 
 _PREDICTED_MARGIN = 0.1  # share of a latency budget that is left free where no device can be measured
 _MEGA = 1e6
 _MEASURED = ("latency", "size")
+_LEAST_PROBES = 2  # beside the base
 _CAREFUL = 4  # times the rounds asked for: seven do not tell 5 % apart on a clock of two speeds
 
 
@@ -44,6 +53,11 @@ class Problem:
     @cached_property
     def costs(self) -> Costs:
         return read_costs(self.run)
+
+    @cached_property
+    def candidates(self) -> list[Scale]:
+        """The scales to choose from: all that the network can take but those measured to miss a budget."""
+        return [scale for scale in self.costs.candidates if not self.missed(scale)]
 
     @cached_property
     def base_ms(self) -> float:
@@ -62,15 +76,19 @@ class Problem:
 
     @property
     def accuracy(self) -> AccuracySurrogate:
-        """Validation accuracy as a fraction, of a network that was trained as probes are."""
+        """Validation accuracy as a fraction, of a network that was trained for ``recovery.epochs`` probes."""
         return self.recovery.surrogate
 
     @cached_property
     def recovery(self) -> Recovery:
         """The accuracy by all that was trained, each with its binomial error, and what more training does to it."""
         samples = accuracy_samples(self.run, self.without)
-        if len(samples) < 2:
-            raise MobilepruneError(f"{self.run.path} has no probes yet; run `mobileprune probe {self.run.path}` first")
+        probed = len({s.scale for s in samples} - {BASE})
+        if probed < _LEAST_PROBES:
+            raise MobilepruneError(
+                f"{self.run.path} has {counted(probed, 'probe')}, and a fit needs {_LEAST_PROBES}; "
+                f"run `mobileprune probe {self.run.path}` first"
+            )
         return fit_recovery(
             [s.scale for s in samples],
             [s.accuracy for s in samples],
@@ -98,9 +116,9 @@ class Problem:
         limit = self.limit(budget)
         if budget.quantity == "latency":
             fitted = latency_constraint("latency", limit, self.latency, self.costs.features)
-            return replace(fitted, predict=self._with_measured(fitted.predict))
+            return replace(fitted, predict=self._with_measured(fitted.predict), margin=self._margin(budget))
         if budget.quantity == "size":
-            return counted_constraint("size", limit / _MEGA, "MB", lambda s: self.size_bytes(s) / _MEGA)
+            return Constraint("size", limit / _MEGA, "MB", self._sizes)
         name = budget.quantity
         unit = {"macs": "MMACs", "params": "MParams", "memory": "MB"}[name]
         return counted_constraint(name, limit / _MEGA, unit, lambda s: self.costs[s][name] / _MEGA)
@@ -136,28 +154,37 @@ class Problem:
 
     def limit(self, budget: Budget) -> float:
         """What the solver may use of the budget, in ms, MACs, parameters or bytes: less a margin where predicted."""
-        margin = _PREDICTED_MARGIN if self.predicted and budget.quantity == "latency" else 0.0
-        return budget.limit(self.base_ms) / (1 + margin)
+        return budget.limit(self.base_ms) * (1 - self._margin(budget))
+
+    def _margin(self, budget: Budget) -> float:
+        return _PREDICTED_MARGIN if self.predicted and budget.quantity == "latency" else 0.0
 
     @cached_property
-    def _size_by_params(self) -> tuple[float, float]:
-        """Bytes per parameter and bytes besides, of the files that were exported for timing."""
+    def _size_by_params(self) -> tuple[float, float, float]:
+        """Bytes per parameter and bytes besides, of the files exported for timing, and the error of what they give."""
         samples = latency_samples(self.run)
         params = [self.costs[s.scale]["params"] for s in samples]
-        grows, fixed = np.polyfit(params, [s.size_bytes for s in samples], 1)
-        return float(grows), float(fixed)
+        sizes = [s.size_bytes for s in samples]
+        grows, fixed = np.polyfit(params, sizes, 1)
+        return float(grows), float(fixed), float(np.std(np.polyval((grows, fixed), params) - sizes))
 
-    def size_bytes(self, scale: Scale) -> float:
-        """What a file of ``scale`` takes, estimated from the files that were exported for timing."""
-        grows, fixed = self._size_by_params
-        return fixed + grows * float(self.costs[scale]["params"])
+    def size_bytes(self, scale: Scale) -> tuple[float, float]:
+        """What a file of ``scale`` takes, and its standard deviation: 0 where one was exported for timing."""
+        if entry := self.run.journal.get("latency", scale_key(scale)):
+            return float(entry["size_bytes"]), 0.0
+        grows, fixed, error = self._size_by_params
+        return fixed + grows * float(self.costs[scale]["params"]), error
+
+    def _sizes(self, scales: Sequence[Scale]) -> tuple[np.ndarray, np.ndarray]:
+        mean, std = np.array([self.size_bytes(scale) for scale in scales]).T / _MEGA
+        return mean, std
 
     def value(self, budget: Budget, scale: Scale) -> float:
         """What ``scale`` takes of the budget's quantity, in its base unit: measured where it was, else predicted."""
-        if budget.quantity in ("latency", "size") and (entry := self.run.journal.get("latency", scale_key(scale))):
-            if budget.quantity == "size":
-                return float(entry["size_bytes"])
+        if budget.quantity == "latency" and (entry := self.run.journal.get("latency", scale_key(scale))):
             return float(entry["share"][0]) * self.base_ms
+        if budget.quantity == "size":
+            return self.size_bytes(scale)[0]
         constraint = next(c for c in self.constraints if c.name == budget.quantity)
         value = float(constraint.predict([scale])[0][0])
         return value if budget.quantity == "latency" else value * _MEGA
@@ -168,6 +195,11 @@ class Problem:
         if entry is None:
             return False
         return any(self._interval(entry, b)[0] > self.limit(b) for b in self.budgets if b.quantity in _MEASURED)
+
+    def probably_kept(self, scale: Scale) -> bool:
+        """Whether ``scale`` keeps all budgets with the probability that was asked for."""
+        chances = survey(Indifferent(), self.constraints, [scale]).joint
+        return bool(chances[0] >= float(self.run.asked["confidence"]))
 
     def undecided(self, scale: Scale) -> bool:
         """Whether ``scale`` was measured in few rounds and may keep the budgets as well as miss one."""

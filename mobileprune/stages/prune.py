@@ -16,7 +16,7 @@ from mobileprune.pruning.recipe import Recipe, rebuild
 from mobileprune.run import write_text
 from mobileprune.scale import BASE, Scale
 from mobileprune.stages import weights
-from mobileprune.stages.accuracies import probed_scales, start_of
+from mobileprune.stages.accuracies import start_of
 from mobileprune.stages.context import Context
 from mobileprune.stages.records import read_costs, scale_key
 from mobileprune.stages.solve import chosen_scale
@@ -50,11 +50,6 @@ def prune(ctx: Context) -> None:
     blocks = f"{removed} block{'s' * (removed != 1)}"
     ctx.display.say(f"{blocks} removed, input {network.size} px, {100 * share:.0f} % of the MACs")
     ctx.run.journal.append("pruned", scale_key(scale), scale=scale.as_tuple(), parent=parent.as_tuple())
-
-
-def finished_probes(ctx: Context) -> list[Scale]:
-    """The scales that have been probed, and the base."""
-    return probed_scales(ctx.run)
 
 
 def cut(ctx: Context, scale: Scale, parent: Scale) -> Network:

@@ -10,7 +10,7 @@ from mobileprune.run import Run, write_text
 from mobileprune.stages.context import Context
 from mobileprune.stages.evidence import evidence
 from mobileprune.stages.records import scale_key
-from mobileprune.stages.solve import chosen_scale, current_budgets, describe_solution, solve_run
+from mobileprune.stages.solve import chosen, chosen_scale, current_budgets
 from mobileprune.stages.summary import summarise
 
 
@@ -18,10 +18,8 @@ def report(ctx: Context) -> None:
     """Write ``report.html`` for the current budgets into the run folder."""
     run = ctx.run
     path, summary = run.path / "report.html", summarise(run)
-    budgets = current_budgets(run)
-    search = describe_solution(run, solve_run(run, budgets), budgets)
     found, missing = evidence(ctx)
-    write_text(path, page(summary, found, search, run.asked, command_of(run), missing))
+    write_text(path, page(summary, found, chosen(run)["lines"], run.asked, command_of(run), missing))
     ctx.display.stage("report", str(path))
     run.journal.append("report", scale_key(chosen_scale(run)), path=path.name)
 

@@ -47,9 +47,11 @@ def _best_measured(run: Run, budgets: Sequence[Budget]) -> Solution:
 
 
 def _accept(ctx: Context, budgets: Sequence[Budget], solution: Solution) -> None:
-    for line in describe_solution(ctx.run, solution, budgets):
+    lines = describe_solution(ctx.run, solution, budgets)
+    for line in lines:
         ctx.display.say(line)
-    ctx.run.journal.append("answer", budgets_key(budgets), scale=solution.scale.as_tuple(), solution=solution.to_dict())
+    found = {name: value for name, value in solution.to_dict().items() if name not in ("scale", "frontier")}
+    ctx.run.journal.append("answer", budgets_key(budgets), scale=solution.scale.as_tuple(), solution=found, lines=lines)
 
 
 def kept(run: Run) -> bool:

@@ -10,10 +10,10 @@ import numpy as np
 
 from mobileprune.budget import Budget, budgets_key, parse_budgets, shown
 from mobileprune.errors import MobilepruneError, UsageError
-from mobileprune.run import Run
+from mobileprune.run import Entry, Run
 from mobileprune.scale import BASE, Lattice, Scale
 from mobileprune.search.probes import initial_probes, next_probe
-from mobileprune.search.solver import Solution, survey
+from mobileprune.search.solver import Indifferent, Solution, survey
 from mobileprune.search.solver import solve as solve_problem
 from mobileprune.stages.problem import Problem
 from mobileprune.stages.records import (
@@ -46,12 +46,17 @@ def current_budgets(run: Run) -> tuple[Budget, ...]:
     return parse_budgets(newest["budgets"])
 
 
-def chosen_scale(run: Run) -> Scale:
-    """The scale that was settled on for the current budgets."""
+def chosen(run: Run) -> Entry:
+    """What was settled on for the current budgets: its scale, its solution and the lines that describe it."""
     answer = run.journal.get("answer", budgets_key(current_budgets(run)))
     if answer is None:
         raise MobilepruneError(f"{run.path} has no pruned network yet; run `mobileprune prune {run.path}` first")
-    return scale_of(answer)
+    return answer
+
+
+def chosen_scale(run: Run) -> Scale:
+    """The scale that was settled on for the current budgets."""
+    return scale_of(chosen(run))
 
 
 def solve_run(
@@ -68,9 +73,10 @@ def solve_run(
     scale can, naming the smallest reachable, and where the base already keeps them.
     """
     problem = Problem(run, tuple(budgets), surrogate)
-    candidates = [s for s in problem.costs.candidates if not problem.missed(s) and (among is None or s in among)]
+    allowed = {scale for scale in problem.candidates if among is None or scale in among}
     confidence = confidence or float(run.asked["confidence"])
-    solution = solve_problem(problem.results, problem.constraints, candidates, confidence=confidence)
+    every = problem.costs.candidates  # a scale that misses these budgets may be the best under looser ones
+    solution = solve_problem(problem.results, problem.constraints, every, confidence, among=allowed)
     if solution.base_suffices:
         raise UsageError(_nothing_to_do(problem))
     return solution
@@ -85,7 +91,7 @@ def worth_measuring(run: Run, budgets: Sequence[Budget], count: int, optimism: f
     counts, in standard deviations above what is predicted; of a measured scale it is what is predicted.
     """
     problem = Problem(run, tuple(budgets))
-    field = survey(problem.results, problem.constraints, [s for s in problem.costs.candidates if not problem.missed(s)])
+    field = survey(problem.results, problem.constraints, problem.candidates)
     known = {scale_of(entry) for entry in run.journal.all("latency")}
     measured = np.array([s in known and not problem.undecided(s) for s in field.scales])
     kept = measured & (field.joint >= float(run.asked["confidence"]))
@@ -105,19 +111,9 @@ def check_reachable(run: Run, budgets: Sequence[Budget]) -> None:
     problem = Problem(run, tuple(budgets))
     if all(problem.value(b, BASE) <= problem.limit(b) for b in budgets):
         raise UsageError(_nothing_to_do(problem))
-    nothing = _Indifferent()
+    nothing = Indifferent()
     confidence = float(run.asked["confidence"])
     solve_problem(nothing, problem.constraints, problem.costs.candidates, confidence, frontier=0, continuous=False)
-
-
-class _Indifferent:
-    """An accuracy surrogate that knows nothing: for asking only what is feasible."""
-
-    def estimate(self, scales: Sequence[Scale]) -> tuple[np.ndarray, np.ndarray]:
-        return np.zeros(len(scales)), np.zeros(len(scales))
-
-    def smooth(self, x: np.ndarray) -> np.ndarray:
-        return np.zeros(len(x))
 
 
 def plan_probes(run: Run, budgets: Sequence[Budget]) -> list[Scale]:
@@ -132,10 +128,12 @@ def plan_probes(run: Run, budgets: Sequence[Budget]) -> list[Scale]:
     if waiting := designed_probes(run, budgets):
         return waiting
     problem = Problem(run, tuple(budgets))
+    if not problem.candidates:
+        return []
     following = next_probe(
         problem.results,
         problem.constraints,
-        problem.costs.candidates,
+        problem.candidates,
         done,
         float(run.asked["confidence"]),
         gain=problem.results.gain,
@@ -165,7 +163,7 @@ def _accuracy_lines(problem: Problem, solution: Solution) -> list[str]:
     """What is expected of the result, and what is predicted of a probe there."""
     a, training = solution.accuracy, problem.run.asked["training"]
     probe, result = (counted(training[f"{what}_epochs"], "epoch") for what in ("probe", "result"))
-    (mean,), (std,) = problem.accuracy.estimate([solution.scale])
+    (mean,), (std,) = problem.recovery.after(*problem.accuracy.estimate([solution.scale]), 1.0)
     return [
         f"accuracy   {100 * a.mean:.1f} % expected after the result's {result}, "
         f"80 % interval {100 * a.low:.1f} to {100 * a.high:.1f}",
@@ -219,7 +217,9 @@ def describe_solution(run: Run, solution: Solution, budgets: Sequence[Budget], s
         error = f", 80 % interval {v.low:.3g} to {v.high:.3g}" if v.high > v.low else ""
         timed = kept.name == "latency" and run.journal.get("latency", scale_key(solution.scale))
         origin = timed["measurement"]["origin"] if timed else "predicted" if v.high > v.low else "counted"
-        lines.append(f"{kept.name:<10} {v.mean:.3g} {kept.unit} {origin}{error}; limit {kept.limit:.3g}")
+        margin = next(c.margin for c in problem.constraints if c.name == kept.name)
+        free = f", {100 * margin:.3g} % left free" if margin else ""
+        lines.append(f"{kept.name:<10} {v.mean:.3g} {kept.unit} {origin}{error}; limit {kept.limit:.3g}{free}")
     accuracy, latency = problem.accuracy, problem.latency
     lines.append(f"surrogates accuracy by {accuracy.name}, left-out error {100 * accuracy.cv_error:.2f} points")
     lines += _rivals([(c.label, f"{100 * c.cv_error:.2f}") for c in accuracy.candidates if not c.chosen])

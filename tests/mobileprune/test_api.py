@@ -120,6 +120,7 @@ def test_wrong_questions_say_what_to_do(tmp_path: Path) -> None:
         ({"model": "resnet20", "budget": "fast"}, "'fast' is not a budget"),
         ({"model": "resnet2O", "budget": "50%"}, "did you mean"),
         ({"model": "resnet20", "budget": "50%", "probess": 3}, "no option is called 'probess'"),
+        ({"model": "resnet20", "budget": "50%", "probes": 1}, "probes=1 is too few"),
         ({"model": "resnet20"}, "no budget: say what must hold"),
     ]
     for arguments, reason in cases:

@@ -23,11 +23,11 @@ from mobileprune.request import Request, complete, open_or_create, words_of
 from mobileprune.run import Journal, Run
 from mobileprune.scale import BASE, Scale
 from mobileprune.search.probes import parent_of
-from mobileprune.stages.accuracies import start_of
+from mobileprune.stages.accuracies import probed_scales, start_of
 from mobileprune.stages.context import Context
 from mobileprune.stages.probe import probe, probe_one
 from mobileprune.stages.profile import profile
-from mobileprune.stages.prune import cut, finished_probes
+from mobileprune.stages.prune import cut
 from mobileprune.stages.records import read_costs
 from mobileprune.stages.remaining import images_left, probe_cost, training_under_way
 from mobileprune.stages.solve import set_budgets
@@ -107,8 +107,8 @@ def test_a_result_begins_with_the_weights_of_its_own_probe(probed: Path) -> None
     assert start_of(ctx.run, scale) == scale
     network, weights = cut(ctx, scale, scale), load_file(probed / "probes" / str(entry["key"]) / "weights.safetensors")
     assert all(torch.equal(network.model.state_dict()[name], weights[name]) for name in weights)
-    other = next(s for s in ctx.anatomy.lattice() if s not in finished_probes(ctx))
-    assert start_of(ctx.run, other) == parent_of(other, finished_probes(ctx)) != other
+    other = next(s for s in ctx.anatomy.lattice() if s not in probed_scales(ctx.run))
+    assert start_of(ctx.run, other) == parent_of(other, probed_scales(ctx.run)) != other
 
 
 def test_a_failed_probe_leaves_the_finished_ones(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tarfile
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import compare_methods
+import rivals
+import subsets
 from summarise_methods import markdown, summary, verdicts
+
+from mobileprune.scale import BASE, Scale
 
 
 def row(method: str, seed: int, speedup: float, top1: float | None, measured: float = 0.0) -> dict[str, Any]:
@@ -61,12 +67,12 @@ def test_a_network_that_turns_out_too_slow_is_no_rival() -> None:
 def test_a_smaller_set_of_arrays_keeps_each_image_with_its_label(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compare_methods, "_VALIDATION_IMAGES", 3)
+    monkeypatch.setattr(subsets, "VALIDATION_IMAGES", 3)
     coded = [bytes([number] * (1 + number % 4)) for number in range(20)]  # image n is made of the byte n
     arrays = {"train_jpeg": np.frombuffer(b"".join(coded), np.uint8), "train_y": np.arange(20)}
     arrays["train_off"] = np.cumsum([0, *map(len, coded)])
     np.savez(tmp_path / "all.npz", **arrays, test_y=np.arange(4))
-    made = dict(np.load(compare_methods.fewer(tmp_path / "all.npz", tmp_path / "few", 5, seed=1)))
+    made = dict(np.load(subsets.fewer(tmp_path / "all.npz", tmp_path / "few", 5, seed=1)))
     assert len(made["train_y"]) == 5 and len(made["val_y"]) == 3 and not {*made["train_y"]} & {*made["val_y"]}
     for split in ("train", "val"):
         for number, label in enumerate(made[f"{split}_y"]):
@@ -76,15 +82,32 @@ def test_a_smaller_set_of_arrays_keeps_each_image_with_its_label(
 
 
 def test_a_smaller_tar_has_its_test_split_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare_methods, "_VALIDATION_IMAGES", 6)
+    monkeypatch.setattr(subsets, "VALIDATION_IMAGES", 6)
     with tarfile.open(tmp_path / "all.tar", "w") as archive:
         for split, count in (("train", 9), ("val", 4)):
             for number in range(count):
                 entry = tarfile.TarInfo(f"set/{split}/class{number % 2}/{number}.jpeg")
                 entry.size = 1
                 archive.addfile(entry, BytesIO(bytes([number])))
-    made = compare_methods.fewer(tmp_path / "all.tar", tmp_path / "few", 4, seed=0)
+    made = subsets.fewer(tmp_path / "all.tar", tmp_path / "few", 4, seed=0)
     with tarfile.open(made) as archive:
         names = archive.getnames()
     counts = {split: sum(name.startswith(split) for name in names) for split in ("train", "val", "test")}
     assert counts == {"train": 4, "val": 3, "test": 4} and len(set(names)) == 11
+
+
+def test_the_nominal_line_begins_at_the_base_though_a_probe_came_out_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    scales = [Scale(0.5), Scale(0.8), BASE]
+    accuracy = SimpleNamespace(estimate=lambda asked: (np.array([0.8, 0.93, 0.9]), None))
+    problem = SimpleNamespace(costs=SimpleNamespace(candidates=scales), accuracy=accuracy)
+    monkeypatch.setattr(rivals, "current_budgets", lambda run: ())
+    monkeypatch.setattr(rivals, "Problem", lambda *_: problem)
+    line = rivals.nominal_cost(SimpleNamespace(run=None))  # type: ignore[arg-type]
+    assert [candidate.label for candidate in line] == [str(BASE), str(Scale(0.8)), str(Scale(0.5))]
+
+
+@pytest.mark.parametrize("text", ["compund@2", "width only", "width only@fast"])
+def test_a_rival_that_there_is_not_is_refused_at_once(text: str) -> None:
+    with pytest.raises((argparse.ArgumentTypeError, ValueError)):
+        compare_methods.extra(text)
+    assert compare_methods.extra("width only@2.5") == ("width only", 2.5)

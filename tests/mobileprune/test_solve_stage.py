@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mobileprune.budget import budgets_key, parse_budgets
+from mobileprune.errors import MobilepruneError
 from mobileprune.run import Run, write_json
 from mobileprune.scale import BASE, Lattice, Scale
 from mobileprune.stages.accuracies import accuracy_samples, probe_epochs, result_epochs, start_of
@@ -56,7 +57,7 @@ def test_a_measured_budget_is_missed_beyond_the_spread(tmp_path: Path, ms: float
 def test_a_predicted_budget_keeps_a_margin_of_a_tenth(tmp_path: Path, ms: float, missed: bool) -> None:
     for text in ("50%", "50ms"):
         problem = Problem(run_on(tmp_path / text, "pixel", ms), parse_budgets([text]))
-        assert problem.limit(problem.budgets[0]) == pytest.approx(50.0 / 1.1)
+        assert problem.limit(problem.budgets[0]) == pytest.approx(50.0 * 0.9)
         assert problem.missed(HALF) is missed
 
 
@@ -98,7 +99,13 @@ def grid_run(path: Path, probes: int = 8) -> Run:
     )
     lattice = Lattice(tuple(round(0.1 * i, 1) for i in range(2, 11)), (1.0,), (1.0,))
     table = {
-        scale_key(s): {"macs": 1, "params": 1, "memory": 1, "covered": True, "features": {"macs": s.depth}}
+        scale_key(s): {
+            "macs": 1,
+            "params": round(10 * s.depth),
+            "memory": 1,
+            "covered": True,
+            "features": {"macs": s.depth},
+        }
         for s in lattice
     }
     (path / "profile").mkdir()
@@ -261,3 +268,28 @@ def test_the_best_is_the_one_whose_result_should_be(tmp_path: Path) -> None:
     solution = solve_run(run, budgets)
     best = max((s for s in problem.costs.candidates if s.depth <= 0.7), key=lambda s: problem.expected(s)[0])
     assert (solution.scale, solution.accuracy.mean) == (best, pytest.approx(problem.expected(best)[0]))
+
+
+def test_too_few_probes_name_the_command(tmp_path: Path) -> None:
+    run = grid_run(tmp_path / "run")
+    run.journal.entries = [e for e in run.journal.entries if (e["kind"], e["key"]) != ("probe", scale_key(Scale(0.6)))]
+    with pytest.raises(MobilepruneError, match=r"has 1 probe, and a fit needs 2; run `mobileprune probe .*run`"):
+        solve_run(run, parse_budgets(["50%"]))
+
+
+def test_a_file_that_was_exported_takes_what_it_takes(tmp_path: Path) -> None:
+    run = grid_run(tmp_path / "run")
+    append_latency(run, Scale(0.5), 50.0, 0.01, 100.0, size_bytes=2_000_000)
+    problem = Problem(run, parse_budgets(["1.9MB"]))
+    mean, std = problem.constraints[0].predict([Scale(0.5), Scale(0.3)])
+    assert (mean[0], std[0]) == (2.0, 0.0)
+    assert std[1] > 0  # by a fit that the files do not lie on
+    assert Scale(0.5) not in problem.candidates and Scale(0.3) in problem.candidates
+
+
+def test_a_scale_that_misses_the_budget_is_neither_chosen_nor_probed_but_on_the_frontier(tmp_path: Path) -> None:
+    run, budgets = grid_run(tmp_path / "run"), parse_budgets(["55%"])
+    timed(run, 0.5, 57.0)
+    solution = solve_run(run, budgets)
+    assert solution.scale == Scale(0.4) and plan_probes(run, budgets) != [Scale(0.5)]
+    assert Scale(0.6) in {point.scale for point in solution.frontier}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mobileprune.errors import UsageError
 from mobileprune.scale import BASE, Scale
 from mobileprune.search.accuracy import fit_accuracy
-from mobileprune.search.forms import NAMES, LowRank
+from mobileprune.search.forms import NAMES, NUGGET, LowRank
 from mobileprune.search.samples import points
 
 
@@ -161,3 +161,22 @@ def test_the_report_names_what_was_compared() -> None:
     assert {c["form"] for c in told["candidates"]} == set(NAMES)
     assert [c["form"] for c in told["candidates"] if c["chosen"]] == [told["form"]]
     assert all(c["cv_error"] >= 0.0 for c in told["candidates"])
+
+
+@settings(max_examples=20, deadline=None)
+@given(noise=st.floats(0.0, 0.02), height=st.floats(-0.02, 0.02))
+def test_a_probes_distance_to_the_surface_counts_once(noise: float, height: float) -> None:
+    observed = np.array([surface(s) for s in corners()])
+    observed[-1] += height
+    fitted = fit_accuracy(corners(), observed, [noise] * 9)
+    scales = [corners()[-1], Scale(0.6, 0.8, 0.7)]
+    x = points(scales)
+    own = (fitted.inflation * NUGGET) ** 2
+    share = own / (own + noise**2)
+    mean, std = fitted.estimate(scales)
+    surface_there, spread = fitted.predict(scales)
+    assert mean[0] == pytest.approx(surface_there[0] + share * (observed[-1] - surface_there[0]))
+    assert (mean[1], std[1]) == pytest.approx((surface_there[1], spread[1]))
+    of_surface = spread[0] ** 2 - own
+    assert std[0] ** 2 == pytest.approx((1 - share) ** 2 * of_surface + own * noise**2 / (own + noise**2), abs=1e-12)
+    assert np.diag(fitted.covariance(x)) == pytest.approx(std**2, abs=1e-12)

@@ -2,10 +2,11 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from closed_forms import power_optimum, saturating_optimum
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from mobileprune.errors import UsageError
 from mobileprune.scale import BASE, Lattice, Scale
 from mobileprune.search.accuracy import fit_accuracy
-from mobileprune.search.continuous import Limit, maximise, power_optimum, saturating_optimum
+from mobileprune.search.continuous import Limit, maximise
 from mobileprune.search.latency import fit_latency
 from mobileprune.search.samples import points
 from mobileprune.search.solver import Constraint, counted_constraint, latency_constraint, solve
@@ -100,7 +101,8 @@ def test_the_choice_is_that_of_brute_force_and_beats_every_feasible_probe(share:
     accuracy = fit_accuracy(probes, observed, [0.0] * len(probes))
     weights = counted_constraint("size", size, "MB", lambda s: s.depth * s.width**2)
     cost = counted_constraint("cost", share, "", on_scale(nominal))
-    feasible = [s for s in LATTICE if s.nominal_cost <= share and s.depth * s.width**2 <= size]
+    rounding = 1 + 1e-9
+    feasible = [s for s in LATTICE if s.nominal_cost <= share * rounding and s.depth * s.width**2 <= size * rounding]
     if not feasible:
         with pytest.raises(UsageError, match=r"no scale keeps"):
             solve(accuracy, [cost, weights], LATTICE)
@@ -242,3 +244,46 @@ def test_a_lattice_of_one_scale_is_solved() -> None:
     found = solve(Known(saturating), [counted_constraint("cost", 2.0, "", on_scale(nominal))], [BASE])
     assert found.scale == BASE and found.base_suffices
     assert found.continuous is not None and found.continuous.kkt_residual == 0.0
+
+
+def test_a_scale_that_may_not_be_chosen_stands_on_the_frontier() -> None:
+    accuracy = fit_accuracy(list(LATTICE)[::7], saturating(points(list(LATTICE)[::7])), [0.0] * len(list(LATTICE)[::7]))
+    cost = counted_constraint("cost", 0.3, "", on_scale(nominal))
+    best = solve(accuracy, [cost], LATTICE)
+    allowed = {s for s in LATTICE if s != best.scale and s.nominal_cost <= 0.3}
+    found = solve(accuracy, [cost], LATTICE, among=allowed)
+    assert found.scale != best.scale and found.scale in allowed
+    assert found.frontier == best.frontier
+    assert max(s.nominal_cost for s in (point.scale for point in found.frontier)) > 0.3
+    with pytest.raises(UsageError, match=r"no scale keeps cost within 0\.3"):
+        solve(accuracy, [cost], LATTICE, among={BASE})
+
+
+def test_a_margin_is_told_in_the_remedy() -> None:
+    accuracy = fit_accuracy(list(LATTICE)[::7], saturating(points(list(LATTICE)[::7])), [0.0] * len(list(LATTICE)[::7]))
+    least = min(s.nominal_cost for s in LATTICE)
+    tight = counted_constraint("cost", 0.9 * least, "ms", on_scale(nominal))
+    with pytest.raises(UsageError) as refused:
+        solve(accuracy, [replace(tight, margin=0.1)], LATTICE)
+    asked = f"{least / 0.9:.4g} ms"
+    assert f"within {least:.4g} ms less the 10 % that are left free" in str(refused.value)
+    assert str(refused.value).endswith(f"raise the budget to at least {asked}")
+    assert solve(accuracy, [replace(tight, limit=0.9 * least / 0.9, margin=0.1)], LATTICE).scale == LATTICE.smallest
+
+
+def test_a_price_is_of_the_limit_that_was_given() -> None:
+    def costs(scales: Sequence[Scale]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        value = nominal(points(scales))
+        return value, 0.1 * value  # at 0.8 confidence the limit that the solver keeps is 8 % lower
+
+    probes = list(LATTICE)[::7]
+    accuracy = fit_accuracy(probes, saturating(points(probes)), [0.0] * len(probes))
+
+    def best(limit: float) -> float:
+        found = solve(accuracy, [Constraint("cost", limit, "", costs, nominal)], LATTICE, confidence=0.8).continuous
+        assert found is not None
+        return found.accuracy
+
+    found = solve(accuracy, [Constraint("cost", 0.3, "", costs, nominal)], LATTICE, confidence=0.8).continuous
+    assert found is not None
+    assert (best(0.303) - best(0.297)) / 0.006 == pytest.approx(found.multipliers["cost"], rel=0.02)

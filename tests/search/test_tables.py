@@ -174,3 +174,12 @@ def test_the_form_can_be_chosen(form: str, acc: Path, lat: Path) -> None:
     answer = solve_tables(acc, lat, ["24ms"], surrogate=form)
     assert answer["surrogate"]["form"] == form
     assert (answer["surrogate"]["rank"] is not None) == (form == "polynomial")
+
+
+def test_the_space_keeps_to_the_one_value_of_an_axis_that_was_probed(lat: Path, tmp_path: Path) -> None:
+    shallow = [(0.5, w, r, top1(0.5, w, r)) for _, w, r in PROBES if (w, r) != (1, 1)] + [
+        (0.5, 1, 224, top1(0.5, 1, 224))
+    ]
+    probed = write(tmp_path / "shallow.csv", "depth,width,resolution,accuracy", shallow)
+    answer = solve_tables(probed, lat, ["24ms"], choose_from="space")
+    assert answer["scale"]["depth"] == 0.5
