@@ -43,7 +43,7 @@ from mobileprune.stages.context import Context
 from mobileprune.stages.files import Images, Job
 from mobileprune.stages.problem import Problem
 from mobileprune.stages.prune import restore
-from mobileprune.stages.records import scale_key
+from mobileprune.stages.records import base_latency_ms, scale_key
 from mobileprune.stages.solve import chosen_scale, current_budgets
 from mobileprune.stages.train import forget, scores, train, training_data
 
@@ -83,6 +83,8 @@ COLUMNS = (
     "onnx_speedup", "tflite_ms", "tflite_spread", "tflite_speedup", "schedule", "wall_s",
 )  # fmt: skip
 _TRAINED = ("data", "training", "epoch", "base", "ranking", "probe")  # of a journal: what another precision shares
+_SAME_SPEED = 0.1  # by what the base's latency may differ between the search and the last session
+_WAITS = 15
 _EXTRA_HELP = "RIVAL@SPEEDUP that is also trained for as many more epochs as the probes took"
 
 
@@ -248,11 +250,28 @@ def ours(ctx: Context, ledger: Ledger, speedup: float) -> None:
     )
 
 
+def settled(ctx: Context) -> None:
+    """Wait, for some minutes at most, until the base takes what it took when the scales were chosen.
+
+    Where a machine runs at another speed for a while, small networks gain and lose other shares of it than their base.
+    """
+    path = ctx.run.path / "base" / "artifacts" / "model.onnx"
+    wanted = base_latency_ms(ctx.run)
+    for _ in range(_WAITS):
+        now = benchmark(open_device("host"), {"base": path}, rounds=5, min_seconds=0.25, threads=1)
+        took = now.measurements["base"].latency_ms
+        if abs(took / wanted - 1.0) <= _SAME_SPEED:
+            return
+        time.sleep(20)
+    print(f"  measured though the base takes {took:.4g} ms, {wanted:.4g} ms when the last scale was chosen")
+
+
 def measured_together(ctx: Context, finals: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """All finals and the base in one session, by file.
 
     25 rounds: where a clock changes between two speeds every few seconds, the median of 9 is of one or of the other.
     """
+    settled(ctx)
     files = {f"base.{n}": ctx.run.path / "base" / "artifacts" / f"model.{n}" for n in ("onnx", "tflite")}
     for entry in finals:
         files |= {f"{entry['key']}.{n}": Path(path) for n, path in entry["files"].items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from mobileprune.errors import MobilepruneError
 from mobileprune.run import Entry, Run
 from mobileprune.scale import Lattice, Scale
 
+# Relative standard deviation of a share from one measurement to the next, beyond what the rounds of either tell: of 59
+# scales that six runs measured twice, minutes apart.
+_REPEAT = 0.012
 _FURTHER_PROBES = 2  # that a later question may add: the earlier ones lie around another budget
 
 
@@ -124,7 +128,7 @@ def latency_samples(run: Run) -> list[LatencySample]:
         share, low, high = entry["share"]
         # A 95 % interval is about four standard errors wide. A prediction repeats itself exactly: its error is a
         # common one of the profile, which is kept off the budget as a margin.
-        std = (high - low) / 4 if entry["measurement"]["origin"] != "predicted" else 0.0
+        std = math.hypot((high - low) / 4, _REPEAT * share) if entry["measurement"]["origin"] != "predicted" else 0.0
         samples.append(LatencySample(scale_of(entry), share, std, entry["size_bytes"]))
     if not samples:
         raise MobilepruneError(f"{run.path} has no profile yet; run `mobileprune profile {run.path}` first")

@@ -151,7 +151,8 @@ def test_a_measured_scale_takes_what_was_measured(tmp_path: Path) -> None:
     timed(run, 0.5, 80.0)  # far above the line that the others lie on
     mean, std = Problem(run, parse_budgets(["50%"])).constraints[0].predict([Scale(0.5), BASE])
     assert mean == pytest.approx([80.0, 100.0])
-    assert std == pytest.approx([0.4, 0.5])
+    # By the rounds 0.4 and 0.5 ms; a measurement repeats to 1.2 % at the best.
+    assert std == pytest.approx([math.hypot(0.4, 0.012 * 80), math.hypot(0.5, 0.012 * 100)])
 
 
 def test_what_may_keep_the_budget_is_measured_until_a_measured_one_is_the_best(tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def test_what_lies_at_the_budget_is_measured_again_in_more_rounds(tmp_path: Path
     assert worth_measuring(run, budgets, 1) == [Scale(0.5)]
     measured_in(7, 54.0, 0.01)  # 53.5 to 54.5
     assert not Problem(run, budgets).undecided(Scale(0.5))
-    measured_in(careful_rounds(run), 54.0, 0.04)  # that is all that measuring tells
+    measured_in(careful_rounds(run), 53.8, 0.04)  # that is all that measuring tells
     assert not Problem(run, budgets).undecided(Scale(0.5))
     assert worth_measuring(run, budgets, 1) == []
     measured_in(7, 58.0, 0.04)  # 55.7 at the least
