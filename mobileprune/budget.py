@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,7 +79,17 @@ class Budget:
 def shown(quantity: Quantity, value: float) -> str:
     """A value in the unit people use for the quantity: 12.3 ms, 300 MMACs, 2.1 MB."""
     factor, unit = _SHOWN[quantity]
-    return f"{value * factor:.3g} {unit}"
+    amount = value * factor
+    return f"{amount:.0f} {unit}" if abs(amount) >= 999.5 else f"{amount:.3g} {unit}"  # never 2.05e+03
+
+
+def allowing(quantity: Quantity, value: float) -> str:
+    """The budget, as it is asked for, that ``value`` (in the quantity's base unit, above zero) keeps: rounded up."""
+    factor, unit = _SHOWN[quantity]
+    amount = value * factor
+    places = max(2 - math.floor(math.log10(amount)), 0)
+    up = math.ceil(amount * 10**places * (1 - 1e-12)) / 10**places
+    return f"{up:.{places}f}{'MBRAM' if quantity == 'memory' else unit}"
 
 
 def parse_budgets(texts: Sequence[str]) -> tuple[Budget, ...]:

@@ -239,6 +239,7 @@ class Journey:
     @contextmanager
     def _held(self) -> Iterator[None]:
         with locked(self.path):
+            self._run.journal.refresh()
             yield
 
 

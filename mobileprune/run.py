@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ import tomli_w
 from mobileprune.errors import MobilepruneError, UsageError
 
 Entry = dict[str, Any]
+_HALF_WRITTEN = (".*.tmp", ".*.part", ".android-*", ".float32-*")  # files and folders
 _LAYOUT = 3  # of run.toml and the journal; raised whenever an older folder could not be gone on with
 
 
@@ -77,12 +79,24 @@ class Journal:
         self.path = path
         self.entries, self._whole = _read_journal(path)
 
+    def refresh(self) -> None:
+        """Read what other processes recorded since: to be called when the run's lock was taken anew."""
+        self.entries, self._whole = _read_journal(self.path)
+
     def append(self, kind: str, key: str, **data: Any) -> Entry:
-        """Record a finished thing. Raises MobilepruneError when the disk is full; the journal is then as before."""
+        """Record a finished thing. Raises MobilepruneError when the disk is full; the journal is then as before.
+
+        MobilepruneError, too, where another process has recorded something since the journal was read.
+        """
         entry: Entry = {"kind": kind, "key": key, "time": round(time.time(), 3), **data}
         line = (json.dumps(entry) + "\n").encode()
         try:
-            with self.path.open("ab") as file:
+            with self.path.open("a+b") as file:
+                file.seek(self._whole)
+                if b"\n" in file.read():
+                    raise MobilepruneError(
+                        f"{self.path} was written by another process meanwhile: open the run again and go on from there"
+                    )
                 file.truncate(self._whole)  # drops the half line a kill may have left
                 try:
                     file.write(line)
@@ -186,6 +200,17 @@ class Run:
         return self.journal.get(kind, key) or self.journal.append(kind, key, **work())
 
 
+def _sweep(path: Path) -> None:
+    """Remove what a process that was killed left half-written in the run folder ``path``; no other folder is touched."""
+    begun = (path / "run.toml").exists()
+    names = _HALF_WRITTEN if begun else (".run.toml.*.tmp",)
+    for leftover in [found for name in names for found in (path.rglob(name) if begun else path.glob(name))]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the run folder ``path`` (made if needed) for this process alone; MobilepruneError when another has it.
@@ -210,8 +235,7 @@ def locked(path: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()}")
         file.flush()
-        for leftover in (*path.rglob(".*.tmp"), *path.rglob(".*.part")):  # half a file of a process that was killed
-            leftover.unlink(missing_ok=True)
+        _sweep(path)
         try:
             yield
         finally:

@@ -45,6 +45,7 @@ class Choice:
     params: float
     memory: float
     size_bytes: float
+    budgets: tuple[str, ...]  # that ask for it
 
 
 @dataclass(frozen=True)

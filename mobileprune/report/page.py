@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from string import Template
@@ -111,16 +112,17 @@ def _answer(summary: Mapping[str, Any]) -> str:
 def _tiles(summary: Mapping[str, Any]) -> str:
     base, result = summary["base"], summary["result"]
     split = "test" if base["accuracy"]["test"] else "validation"
-    before, after = (side["accuracy"][split] for side in (base, result))
+    timed = [name for name, file in result["files"].items() if file["latency"] and base["files"][name]["latency"]]
+    name = next(iter(timed or result["files"]))
+    before, after = (_accuracy(side, name, split) for side in (base, result))
     tiles = [
         (
-            f"accuracy, {split}, measured",
-            f"{100 * after['accuracy']:.1f} %",
-            f"± {100 * after['std']:.1f}; base {100 * before['accuracy']:.1f} %, "
-            f"{100 * (after['accuracy'] - before['accuracy']):+.1f} points",
+            f"accuracy, {split}, measured" + ("" if _computes_the_same(result, name) else f", {name} file"),
+            f"{100 * after:.1f} %",
+            f"± {100 * result['accuracy'][split]['std']:.1f}; base {100 * before:.1f} %, "
+            f"{100 * (after - before):+.1f} points",
         )
     ]
-    timed = [name for name, file in result["files"].items() if file["latency"] and base["files"][name]["latency"]]
     for name in timed[:1]:
         before, after = (side["files"][name]["latency"] for side in (base, result))
         tiles.append(
@@ -131,7 +133,6 @@ def _tiles(summary: Mapping[str, Any]) -> str:
                 f"{before['latency_ms'] / after['latency_ms']:.2f} times faster",
             )
         )
-    name = next(iter(timed or result["files"]))
     now, was = (side["files"][name]["size_bytes"] for side in (result, base))
     tiles.append((f"file, {name}, measured", shown("size", now), _share(now, was, "size")))
     now, was = (side["peak_activation_bytes"] for side in (result, base))
@@ -141,6 +142,19 @@ def _tiles(summary: Mapping[str, Any]) -> str:
         f"<dd class=was>{html.escape(was_)}</dd></div>"
         for label, now_, was_ in tiles
     ) + "</dl>"  # fmt: skip
+
+
+def _computes_the_same(side: Mapping[str, Any], name: str) -> bool:
+    """Whether the file called ``name`` computes what the torch module does."""
+    return bool(side["files"][name]["precision"] == "float32")
+
+
+def _accuracy(side: Mapping[str, Any], name: str, split: str) -> float:
+    """A fraction: of the network in torch, or of the file itself where it computes something else."""
+    if _computes_the_same(side, name):
+        return float(side["accuracy"][split]["accuracy"])
+    file = side["files"][name]
+    return float(file["test_accuracy"] if split == "test" else file["accuracy"])
 
 
 def _share(now: float, was: float, quantity: Any) -> str:
@@ -153,8 +167,10 @@ def comparison_rows(side: Mapping[str, Any]) -> dict[str, str]:
     for split in ("test", "validation"):
         if side["accuracy"][split]:
             score = side["accuracy"][split]
-            rows[f"top-1, {split}"] = f"{100 * score['accuracy']:.1f} ± {100 * score['std']:.1f} %"
+            rows[f"top-1, {split} (torch)"] = f"{100 * score['accuracy']:.1f} ± {100 * score['std']:.1f} %"
     for name, file in side["files"].items():
+        if file["test_accuracy"] is not None:
+            rows[f"{name}: top-1 of the file, test"] = f"{100 * file['test_accuracy']:.1f} %"
         rows[f"{name}: top-1 of the file, validation"] = f"{100 * file['accuracy']:.1f} %"
         if time := file["latency"]:
             label = f"{name}: latency, {time['origin']} ({_interval(time)})"
@@ -225,6 +241,7 @@ def _choice(choice: Choice, evidence: Evidence, run: str) -> dict[str, Any]:
     a, ms, s = choice.accuracy, choice.latency_ms, choice.scale
     limit = f"{choice.limit:.3g} {evidence.limit_unit}"
     accuracy = f"{100 * a[0]:.1f} % ({100 * a[1]:.1f} to {100 * a[2]:.1f})"
+    asked = [word for budget in choice.budgets for word in ("--budget", budget)]
     text = {
         "limit": limit,
         "depth": f"{s.depth:.3g}",
@@ -236,7 +253,7 @@ def _choice(choice: Choice, evidence: Evidence, run: str) -> dict[str, Any]:
         "params": shown("params", choice.params),
         "memory": shown("memory", choice.memory),
         "size": shown("size", choice.size_bytes),
-        "command": f"mobileprune optimize --run {run} --budget {choice.limit:.3g}{evidence.limit_unit}",
+        "command": shlex.join(["mobileprune", "optimize", "--run", run, *asked]),
     }
     return {
         "x": choice.limit,

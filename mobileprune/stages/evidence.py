@@ -118,6 +118,7 @@ def _choice(problem: Problem, at: FrontierPoint) -> Choice:
         params=cost["params"],
         memory=cost["memory"],
         size_bytes=problem.size_bytes(at.scale)[0],
+        budgets=(problem.asking(at.limit), *(budget.text for budget in problem.budgets[1:])),
     )
 
 

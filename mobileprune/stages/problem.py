@@ -8,7 +8,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from mobileprune.budget import Budget
+from mobileprune.budget import Budget, allowing
 from mobileprune.errors import MobilepruneError
 from mobileprune.run import Entry, Run
 from mobileprune.scale import BASE, Scale
@@ -155,6 +155,12 @@ class Problem:
     def limit(self, budget: Budget) -> float:
         """What the solver may use of the budget, in ms, MACs, parameters or bytes: less a margin where predicted."""
         return budget.limit(self.base_ms) * (1 - self._margin(budget))
+
+    def asking(self, limit: float) -> str:
+        """The budget that asks for ``limit`` on the first constraint, in its unit."""
+        first = self.budgets[0]
+        value = limit if first.quantity == "latency" else limit * _MEGA
+        return allowing(first.quantity, value / (1 - self._margin(first)))
 
     def _margin(self, budget: Budget) -> float:
         return _PREDICTED_MARGIN if self.predicted and budget.quantity == "latency" else 0.0

@@ -103,6 +103,7 @@ def _side(run: Run, scale: Scale, owner: str, score: Entry, report: Mapping[str,
             "classes": artifact["output_classes"],
             "size_bytes": artifact["size_bytes"],
             "accuracy": entry["accuracy"],
+            "test_accuracy": entry["test_accuracy"],  # where the file computes something else than the module
             "parity_max_abs": entry["parity"]["max_abs"],
             "latency": report["measurements"].get(f"{'base' if owner == 'base' else 'result'}.{kind}"),
         }
@@ -130,6 +131,10 @@ def tables(summary: Summary) -> list[RenderableType]:
     for name in result["files"]:
         pair = [side["files"][name] for side in (base, result)]
         table.add_section()
+        if pair[0]["test_accuracy"] is not None:
+            table.add_row(
+                f"{name}: accuracy, test", *(f"{100 * f['test_accuracy']:.1f} %" for f in pair), "in its runtime"
+            )
         table.add_row(
             f"{name}: accuracy, validation", *(f"{100 * f['accuracy']:.1f} %" for f in pair), "in its runtime"
         )

@@ -32,7 +32,9 @@ def point(scale: Scale, ms: float, macs: float, accuracy: float | None = None, l
 
 def choice(limit: float, scale: Scale, accuracy: float) -> Choice:
     spread = (accuracy, accuracy - 0.02, accuracy + 0.02)
-    return Choice(limit, scale, spread, (limit * 0.9, limit * 0.8, limit), 1e6 * limit, 2e5, 3e4, 8e5)
+    return Choice(
+        limit, scale, spread, (limit * 0.9, limit * 0.8, limit), 1e6 * limit, 2e5, 3e4, 8e5, (f"{limit:.3g}ms", "2MB")
+    )
 
 
 def evidence() -> Evidence:
@@ -79,6 +81,7 @@ def summary(name: str = "demo") -> dict[str, Any]:
                 "classes": 7,
                 "size_bytes": size,
                 "accuracy": accuracy,
+                "test_accuracy": None,
                 "parity_max_abs": 1e-6,
                 "latency": latency,
             }

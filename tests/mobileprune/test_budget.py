@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobileprune.budget import Budget, budgets_key, parse_budgets, shown
+from mobileprune.budget import Budget, Quantity, allowing, budgets_key, parse_budgets, shown
 from mobileprune.errors import UsageError
 
 
@@ -60,3 +60,15 @@ def test_shown_in_the_units_people_use() -> None:
     assert shown("latency", 12.345) == "12.3 ms"
     assert shown("macs", 3e8) == "300 MMACs"
     assert shown("size", 2.5e6) == "2.5 MB"
+
+
+@given(value=st.floats(1e-3, 1e12), quantity=st.sampled_from(["latency", "macs", "params", "size", "memory"]))
+def test_the_budget_that_allows_a_value_is_read_again_and_just_above_it(value: float, quantity: Quantity) -> None:
+    asked = Budget.parse(allowing(quantity, value))
+    assert asked.quantity == quantity
+    assert value * (1 - 1e-9) <= asked.value <= value * 1.0101
+
+
+def test_large_figures_are_shown_without_exponents() -> None:
+    assert shown("macs", 2.05e9) == "2050 MMACs" and shown("latency", 1234.4) == "1234 ms"
+    assert shown("latency", 999.7) == "1000 ms" and shown("latency", 999.2) == "999 ms"

@@ -96,7 +96,7 @@ def test_the_slider_holds_a_hundred_budgets(text: str) -> None:
     first, last = choices[0]["shown"], choices[-1]["shown"]
     assert first["limit"] == "2 ms" and first["accuracy"] == "60.0 % (58.0 to 62.0)"
     assert (last["depth"], last["width"], last["resolution"]) == ("0.5", "1", "0.75")
-    assert last["command"] == "mobileprune optimize --run demo --budget 9.92ms"
+    assert last["command"] == "mobileprune optimize --run demo --budget 9.92ms --budget 2MB"
     stop = int(re.search(r"id=budget min=0 max=99 value=(\d+)", text)[1])  # type: ignore[index]
     assert choices[stop]["x"] == pytest.approx(5.0, abs=0.05)  # where the run's own budget is
 
@@ -219,3 +219,21 @@ def test_the_report_of_a_real_run(finished: Path) -> None:
         assert f'id="figure-{key}"' in text, key
     assert len(embedded(text, "choices")) > 1
     assert "--model-arg blocks=2" in text  # the whole question is in the command that makes it again
+
+
+def test_an_integer_files_accuracy_is_its_own() -> None:
+    told = summary()
+    for side, whole, own in ((told["base"], 0.91, 0.89), (told["result"], 0.87, 0.84)):
+        side["accuracy"]["test"] = {**side["accuracy"]["validation"], "accuracy": whole}
+        for file in side["files"].values():
+            file |= {"precision": "int8", "test_accuracy": own, "accuracy": own}
+    text = page(told, evidence(), [], ASKED, "", [])
+    first = text[text.index("<dl class=tiles>") :].partition("</div>")[0]
+    assert "accuracy, test, measured, onnx file" in first and "84.0 %" in first and "base 89.0 %, -5.0 points" in first
+    rows = comparison_rows(told["result"])
+    assert rows["top-1, test (torch)"].startswith("87.0") and rows["onnx: top-1 of the file, test"] == "84.0 %"
+
+
+def test_a_run_with_a_space_in_its_name_is_quoted() -> None:
+    text = page(summary("my runs/a"), evidence(), [], ASKED, "", [])
+    assert embedded(text, "choices")[0]["shown"]["command"].startswith("mobileprune optimize --run 'my runs/a' ")

@@ -133,14 +133,6 @@ def test_a_second_process_is_told_who_holds_the_run(tmp_path: Path) -> None:
         pass
 
 
-def test_locking_cleans_up_after_a_killed_process(tmp_path: Path) -> None:
-    leftover = tmp_path / "probes" / ".weights.safetensors.123.tmp"
-    leftover.parent.mkdir()
-    leftover.write_text("half")
-    with locked(tmp_path):
-        assert not leftover.exists()
-
-
 def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path: Path) -> None:
     with locked(tmp_path / "new"):
         pass
@@ -172,3 +164,33 @@ def test_journal_lines_are_json_objects_with_a_time(tmp_path: Path) -> None:
     (line,) = journal.path.read_text().splitlines()
     assert json.loads(line)["nested"] == {"x": [1.5]}
     assert json.loads(line)["time"] > 1e9
+
+
+def test_what_a_killed_process_left_is_swept_in_a_run_and_nowhere_else(tmp_path: Path) -> None:
+    def litter(folder: Path) -> list[Path]:
+        files = [folder / ".recipe.json.12.tmp", folder / "deep" / ".model.onnx.ab.part"]
+        folders = [folder / "deep" / ".cd.part", folder / "deep" / ".android-x", folder / "deep" / ".float32-y"]
+        for path in (*files, *(one / "model.tflite" for one in folders)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("half")
+        return [*files, *folders]
+
+    home, run = litter(tmp_path / "home"), tmp_path / "run"
+    with locked(tmp_path / "home"):
+        assert all(path.exists() for path in home)
+    Run.create(run, {"seed": 0})
+    left = litter(run)
+    with locked(run):
+        assert not any(path.exists() for path in left)
+
+
+def test_a_journal_that_another_process_wrote_is_not_cut(tmp_path: Path) -> None:
+    first = Run.create(tmp_path / "run", {"seed": 0}).journal
+    first.append("probe", "a")
+    other = Run.open(tmp_path / "run").journal
+    other.append("probe", "b")
+    with pytest.raises(MobilepruneError, match="was written by another process meanwhile"):
+        first.append("probe", "c")
+    first.refresh()
+    first.append("probe", "c")
+    assert [e["key"] for e in Run.open(tmp_path / "run").journal.entries] == ["a", "b", "c"]
