@@ -201,7 +201,7 @@ class Run:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what a process that was killed left half-written in the run folder ``path``; no other folder is touched."""
+    """Remove what a killed process left half-written in the run folder ``path``; no other folder is touched."""
     begun = (path / "run.toml").exists()
     names = _HALF_WRITTEN if begun else (".run.toml.*.tmp",)
     for leftover in [found for name in names for found in (path.rglob(name) if begun else path.glob(name))]:
