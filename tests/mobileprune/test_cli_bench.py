@@ -100,6 +100,16 @@ def test_what_cannot_be_measured_is_one_sentence(net: Path, flags: list[str], co
     refused(bench(net, *flags), code, said)
 
 
+def test_files_of_the_same_name_may_be_named_from_here_and_from_the_root(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    write_layer("pointwise", 8, tmp_path / "other" / "net.onnx", side=8)
+    monkeypatch.chdir(tmp_path / "other")
+    shown = good(net, "net.onnx", *QUICK)
+    assert "other/net.onnx" in shown
+
+
 def test_two_files_cannot_both_run_without_a_pause(net: Path, tmp_path: Path) -> None:
     other = write_layer("pointwise", 8, tmp_path / "other.onnx", side=8)
     refused(bench(net, other, "--sustained", "4s"), 2, "2 were named: name one")
