@@ -16,6 +16,7 @@ from device_profiles.operators import count
 from device_profiles.profile import DeviceProfile, load_profile
 from device_profiles.runners import google
 from device_profiles.sustained import Point, Sustained
+from device_profiles.thermal import Gate
 from mobileprune import measuring, profiling
 from mobileprune.errors import UsageError
 from mobileprune.progress import Quiet
@@ -162,3 +163,27 @@ def test_a_file_that_is_named_in_two_ways_is_named_twice(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="a file was named twice"):
         measuring.by_name([Path("net.onnx"), tmp_path / "net.onnx"])
+
+
+@pytest.mark.parametrize("kind", ["profile_device", "calibrate_profile"])
+def test_a_hot_device_is_waited_for_with_a_word(kind: str, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    said, gates = [], []
+
+    def measured(*given: object, gate: Gate, **how: object) -> DeviceProfile:
+        assert gate.waiting is not None
+        gate.waiting(0.0, "host is hot")
+        gates.append(gate)
+        return replace(load_profile("host"), name="mine")
+
+    class Heard(Quiet):
+        def say(self, text: str, style: str = "") -> None:
+            said.append(text)
+
+    monkeypatch.setattr(profiling, kind, measured)
+    monkeypatch.setattr(profiling, "_networks", lambda *_: {path.stem: path for path in files})
+    if kind == "profile_device":
+        profiling.profile_with("host", [], display=Heard(), name="mine", cool_down=90.0)
+    else:
+        profiling.calibrate_with("pixel", "host", ["net"], display=Heard(), name="mine", cool_down=90.0)
+    assert [gate.cool_down_s for gate in gates] == [90.0]
+    assert said == ["host is hot: waiting for it to cool (0 of 90 s)"]
