@@ -51,7 +51,8 @@ class Known:
 
 
 def inventory(hosts: Sequence[str] = ()) -> list[Known]:
-    """Everything, what is connected first. hosts: addresses of boards, besides those in MOBILEPRUNE_SSH.
+    """Everything, what is connected first. hosts: addresses of boards, besides those in MOBILEPRUNE_SSH, with or
+    without their ssh://.
 
     Nothing is raised: what cannot be asked is listed with the reason.
     """
@@ -60,7 +61,7 @@ def inventory(hosts: Sequence[str] = ()) -> list[Known]:
         listed = [_phone(one) for one in phones] or [_no_phone("no phone is connected", _PLUG_IN)]
     except DeviceError as error:
         phones, listed = [], [_no_phone("Android phones", str(error))]
-    boards = [_board(address) for address in dict.fromkeys([*hosts, *ssh.known_hosts()])]
+    boards = [_board(address) for address in dict.fromkeys(map(_address, [*hosts, *ssh.known_hosts()]))]
     named = [(name, "own") for name in user_profiles()] + [(name, "catalog") for name in catalog() if name != "host"]
     known = [*listed, *boards, _host(), *(_profile(name, place, phones) for name, place in named)]
     return sorted(known, key=lambda one: PLACES.index(one.place))
@@ -75,6 +76,11 @@ def _phone(phone: adb.Connected) -> Known:
 
 def _no_phone(title: str, advice: str) -> Known:
     return Known("adb", "connected", title, "none", {}, obstacles=(advice,))
+
+
+def _address(host: str) -> str:
+    """USER@HOST, as ssh itself takes it, as the address that --device takes; other addresses stay as they are."""
+    return host if "://" in host.partition("?")[0] else f"ssh://{host}"
 
 
 def _board(address: str) -> Known:

@@ -152,10 +152,7 @@ def write_profile(profile: DeviceProfile, path: Path) -> None:
     import tomli_w
 
     text = tomli_w.dumps(to_table(profile), multiline_strings=True)
-    try:
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise ProfileError(f"{path}: the device profile cannot be written: {error.strerror}") from error
+    handle, beside = _open_beside(path)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -169,19 +166,46 @@ def write_profile(profile: DeviceProfile, path: Path) -> None:
         Path(beside).unlink(missing_ok=True)
 
 
+def check_place(name: str, path: Path | None = None) -> None:
+    """Raises ProfileError where a profile of that name could not be saved, or be written as the file `path`.
+
+    For what takes minutes to measure: `write_profile` and `save_profile` would say so only afterwards.
+    """
+    if problem := _identifier(name):
+        raise ProfileError(f"name = {short(name)} {problem}")
+    path = _saved_as(name) if path is None else path
+    handle, beside = _open_beside(path)
+    os.close(handle)
+    Path(beside).unlink()
+
+
+def _open_beside(path: Path) -> tuple[int, str]:
+    """An open temporary file in the folder of `path`, and its name; raises ProfileError."""
+    try:
+        return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise ProfileError(f"{path}: the device profile cannot be written: {error.strerror}") from error
+
+
 def save_profile(profile: DeviceProfile) -> Path:
     """Write the profile into the user's folder under its name, where `load_profile` finds it; returns where.
 
     Raises ProfileError for a name of the catalog and where it cannot be written.
     """
-    if profile.name in catalog():
-        raise ProfileError(f"the name {profile.name!r} is one of the catalog's; give the profile another one")
-    path = user_folder() / f"{profile.name}.toml"
+    path = _saved_as(profile.name)
+    write_profile(profile, path)
+    return path
+
+
+def _saved_as(name: str) -> Path:
+    """The file of that profile in the user's folder, which is made; raises ProfileError as `save_profile` says."""
+    if name in catalog():
+        raise ProfileError(f"the name {name!r} is one of the catalog's; give the profile another one")
+    path = user_folder() / f"{name}.toml"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ProfileError(f"{path.parent}: the folder cannot be made: {error.strerror}") from error
-    write_profile(profile, path)
     return path
 
 

@@ -43,7 +43,8 @@ def wait_until_ready(device: Device, gate: Gate) -> tuple[DeviceState, float]:
             within = f"and did not cool down within {gate.cool_down_s:g} s" if gate.cool_down_s else "so it is too hot"
             raise DeviceError(
                 f"{name} {why} {within}: latencies would be too long; take it off the charger and out of the sun, "
-                "or allow more time with --cool-down"
+                "and give the same command again when it is cool (timing files and profiling a device can be given "
+                "more time, --cool-down)"
             )
         if gate.waiting:
             gate.waiting(waited, f"{name} {why}")

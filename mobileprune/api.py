@@ -24,7 +24,7 @@ from mobileprune.pruning.recipe import Recipe
 from mobileprune.request import new_folder
 from mobileprune.run import Run
 from mobileprune.stages.context import Context
-from mobileprune.stages.records import scale_key
+from mobileprune.stages.records import require, scale_key
 from mobileprune.stages.solve import chosen_scale
 
 __all__ = ["Event", "Journey", "Options", "Result", "diff", "explain", "load", "load_model", "optimize"]
@@ -56,9 +56,9 @@ def explain(spec: str, arguments: Sequence[str] = (), image_size: int | None = N
 
 
 def diff(path: str | Path) -> Difference:
-    """What a run's result, or the recipe.json of one of its scales, has lost against the base.
+    """What a run's result, or one of its scales, has lost against the base.
 
-    Raises UsageError where ``path`` is neither.
+    path: a run folder, a folder in it that has a recipe.json, or that recipe.json. Raises UsageError where it is none.
     """
     found = Path(path)
     folder = next((f for f in (found, *found.resolve().parents) if (f / "run.toml").is_file()), None)
@@ -66,11 +66,14 @@ def diff(path: str | Path) -> Difference:
         raise UsageError(f"{path} is neither a run folder nor a recipe.json in one; name a run, such as runs/demo")
     run = Run.open(folder)
     ctx = Context(run, Quiet())
-    if found.is_dir():
-        found = run.path / "results" / scale_key(chosen_scale(run)) / "recipe.json"
-    if not found.is_file():
-        raise UsageError(f"no recipe {found}")
-    recipe = Recipe.from_json(found.read_text(encoding="utf-8"))
+    if (found / "run.toml").is_file():
+        key = scale_key(chosen_scale(run))
+        require(run, "pruned", key, "prune")
+        found = run.path / "results" / key
+    file = found / "recipe.json" if found.is_dir() else found
+    if not file.is_file():
+        raise UsageError(f"no recipe {file}: name a run, such as {folder}, or one of the folders in its probes/")
+    recipe = Recipe.from_json(file.read_text(encoding="utf-8"))
     return diff_recipe(recipe, ctx.new_model(), torch.zeros(1, 3, *recipe.base_input_size))
 
 

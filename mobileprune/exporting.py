@@ -34,8 +34,8 @@ def export_run(
 ) -> tuple[Path, list[Written]]:
     """Files of a run's result, calibrated on its training images and verified on its validation split.
 
-    how: the other options of ``mobileprune export``; those that describe a model must be left out.
-    Raises UsageError, MobilepruneError and ExportError.
+    precision: the run's unless given. how: the other options of ``mobileprune export``; those that describe a model
+    must be left out, and a seed that is None is the run's. Raises UsageError, MobilepruneError and ExportError.
     """
     for name in ("data", "checkpoint", "arguments", "image_size"):
         if how.get(name):
@@ -45,7 +45,9 @@ def export_run(
     key = scale_key(chosen_scale(ctx.run))
     require(ctx.run, "finetuned", key, "finetune")
     network = restore(ctx, ctx.run.path / "results" / key, "weights")
-    images = Images(ctx.view_at(network.size), ctx.data.train, ctx.data.validation, ctx.seed)
+    seed = ctx.seed if how["seed"] is None else how["seed"]
+    images = Images(ctx.view_at(network.size), ctx.data.train, ctx.data.validation, seed)
+    precision = precision or ctx.precision
     folder = output or ctx.run.path / "exported"
     label = f"{ctx.source.name} {key}"
     return folder, _files(network.model, images, folder, label, ctx.classes, formats, precision, display, how)
@@ -54,12 +56,15 @@ def export_run(
 def export_model(
     spec: str, output: Path | None, *, formats: Sequence[str], precision: str | None, display: Display, **how: Any
 ) -> tuple[Path, list[Written]]:
-    """Files of any model by name, whether mobileprune pruned it or not; see ``export_run``."""
+    """Files of any model by name, whether mobileprune pruned it or not; see ``export_run``.
+
+    precision: float32 unless given. A seed that is None is 0.
+    """
     if output is None:
         raise UsageError("say where the files shall go: --output FOLDER")
     source = find_model(spec, how["arguments"])
-    own = source.library == "mobileprune"
-    data = load_data(how["data"], how["image_size"], how["seed"]) if how["data"] else None
+    own, seed = source.library == "mobileprune", how["seed"] or 0
+    data = load_data(how["data"], how["image_size"], seed) if how["data"] else None
     size = data.size if data else how["image_size"] or (32 if own else 224)
     classes = data.classes if data else tuple(f"class {i}" for i in range(10 if own else 1000))
     model = source.build(len(classes))
@@ -73,7 +78,8 @@ def export_model(
         display.say("its normalisation is not known: the files take pixels in [0, 1]", style="yellow")
     view = View(size, *normalisation)
     check_outputs(model, torch.zeros(1, 3, size, size), len(classes), spec)
-    images = Images(view, data.train, data.validation, how["seed"]) if data else Images(view)
+    images = Images(view, data.train, data.validation, seed) if data else Images(view)
+    precision = precision or "float32"
     return output, _files(model, images, output, source.name, classes, formats, precision, display, how)
 
 
@@ -84,22 +90,21 @@ def _files(
     label: str,
     classes: Sequence[str],
     formats: Sequence[str],
-    precision: str | None,
+    precision: str,
     display: Display,
     how: Mapping[str, Any],
 ) -> list[Written]:
     """Every format asked for, a manifest and, of a TFLite file, the Android bundle."""
-    precision = precision or "float32"
+    options = {"dynamic_batch": how["dynamic_batch"], "opset": how["opset"]}
     chosen = tuple(dict.fromkeys(formats)) or tuple(n for n in FORMATS if precision in exporters.exporter(n).precisions)
     for name in chosen:  # before anything is written
-        if reason := exporters.available(name) or refused(name, precision):
+        if reason := exporters.available(name) or refused(name, precision, options):
             raise UsageError(reason)
         if caution := exporters.exporter(name).cautions.get(precision):
             display.say(f"{name} in {precision}: {caution}", style="yellow")
     reference = None
     if images.validation is not None:
         reference = evaluate(model, images.validation, images.view).accuracy
-    options = {"dynamic_batch": how["dynamic_batch"], "opset": how["opset"]}
     job = Job(model, images, precision, reference, how["allowed_drop"] / 100, options)
     written = []
     for name in chosen:

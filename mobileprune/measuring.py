@@ -174,18 +174,19 @@ def sustain_file(
 def by_name(paths: Sequence[Path]) -> dict[str, Path]:
     """The files by their paths as they were named. Raises UsageError for one that was named twice."""
     files = {str(path): path for path in paths}
-    if len(files) < len(paths):
+    if len({path.absolute() for path in paths}) < len(paths):
         raise UsageError("a file was named twice: name each once")
     return files
 
 
-def bench_table(report: Report) -> Table:
-    """A report for people. Under the interval stands half its width, relative to the latency."""
+def bench_table(report: Report, names: Sequence[str]) -> Table:
+    """A report for people, with these names for its files. Under the interval stands half its width, relative to the
+    latency."""
     table = Table(box=SIMPLE_HEAD, header_style="bold")
     table.add_column("file and what ran it", overflow="fold", min_width=20)
     for heading in ("latency, ms", "95 % interval", "p50, p90", "init", "memory"):
         table.add_column(heading, justify="right")
-    for label, one in zip(_labels(list(report.measurements)), report.measurements.values(), strict=True):
+    for label, one in zip(names, report.measurements.values(), strict=True):
         how = _how(one.runtime, one.delegation, one.threads, report.core_mask, one.origin)
         described = Text(f"{label}\n") + Text(how, style="dim")
         between = f"{_ms(one.low_ms)} to {_ms(one.high_ms)}"
@@ -211,13 +212,14 @@ def _threads(count: int) -> str:
     return f"{count} thread{'s' * (count > 1)}"
 
 
-def _labels(names: Sequence[str]) -> list[str]:
+def labels(paths: Sequence[Path]) -> list[str]:
     """The files by as little of their paths as tells them apart."""
-    bare = [Path(name).name for name in names]
-    if len(set(bare)) == len(names):
+    whole = [path.absolute() for path in paths]  # some may be named from here, others from the root
+    bare = [path.name for path in whole]
+    if len(set(bare)) == len(bare):
         return bare
-    common = Path(os.path.commonpath([Path(name).parent for name in names]))
-    return [str(Path(name).relative_to(common)) for name in names]
+    common = os.path.commonpath([path.parent for path in whole])
+    return [str(path.relative_to(common)) for path in whole]
 
 
 def _ms(value: float) -> str:

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from device_profiles.devices import open_device
-from device_profiles.profile import DeviceProfile, load_profile, save_profile, write_profile
+from device_profiles.profile import DeviceProfile, check_place, load_profile, save_profile, write_profile
 from device_profiles.profiling import calibrate_profile, profile_device
 from mobileprune.errors import UsageError
-from mobileprune.measuring import by_name
-from mobileprune.progress import Display
+from mobileprune.measuring import COOL_DOWN_S, by_name
+from mobileprune.progress import Display, waiting_gate
 
 SHARES = (1.0, 0.875, 0.75, 0.625, 0.5)  # of the image's side, for the files that a latency model is fitted to
 ANCHOR_SHARES = (1.0, 0.75)
@@ -61,10 +61,12 @@ def profile_connected(
     rounds: int = 7,
     round_seconds: float = 0.25,
     threads: int | None = None,
+    cool_down: float = COOL_DOWN_S,
 ) -> tuple[DeviceProfile, Path]:
     """Measure a connected device, with files of one or more networks, and write its profile; returns it and where.
 
     output: where it shall stand; the user's folder of profiles unless given, where ``--device NAME`` finds it.
+    cool_down: how many seconds a hot device may cool before.
     """
     opened = open_device(device)
     try:
@@ -77,6 +79,7 @@ def profile_connected(
                 threads=threads,
                 rounds=rounds,
                 min_seconds=round_seconds,
+                gate=waiting_gate(display, cool_down),
                 progress=lambda part, done, total: advance((part == "files") + done / total),
             )
     finally:
@@ -94,6 +97,7 @@ def calibrate_connected(
     display: Display,
     threads: int | None = None,
     rounds: int = 7,
+    cool_down: float = COOL_DOWN_S,
 ) -> tuple[DeviceProfile, Path]:
     """Rescale a shipped profile to a connected device by two or three files; returns the new one and where it is."""
     short = {path.name: path for path in anchors}  # folders are nobody's business where a profile is shared
@@ -107,6 +111,7 @@ def calibrate_connected(
                 name=name,
                 threads=threads,
                 rounds=rounds,
+                gate=waiting_gate(display, cool_down),
                 progress=lambda done, total: advance(done / total),
             )
     finally:
@@ -131,13 +136,24 @@ def profile_with(
     output: Path | None = None,
     threads: int | None = None,
     rounds: int = 7,
+    cool_down: float = COOL_DOWN_S,
 ) -> tuple[DeviceProfile, Path]:
-    """``profile_connected`` with the networks of these names at several sizes; without a name, after the device."""
+    """``profile_connected`` with the networks of these names at several sizes; without a name, after the device.
+
+    Raises ProfileError before anything is measured where the profile could not be written under that name.
+    """
+    called = name or f"my-{open_device(device).profile.name}"[:64]
+    check_place(called, output)
     with tempfile.TemporaryDirectory(prefix="mobileprune-") as folder:
-        files = _networks(models, Path(folder), device, image_size, SHARES)
-        called = name or f"my-{open_device(device).profile.name}"[:64]
         return profile_connected(
-            device, files, name=called, output=output, display=display, rounds=rounds, threads=threads
+            device,
+            _networks(models, Path(folder), device, image_size, SHARES),
+            name=called,
+            output=output,
+            display=display,
+            rounds=rounds,
+            threads=threads,
+            cool_down=cool_down,
         )
 
 
@@ -152,13 +168,18 @@ def calibrate_with(
     output: Path | None = None,
     threads: int | None = None,
     rounds: int = 7,
+    cool_down: float = COOL_DOWN_S,
 ) -> tuple[DeviceProfile, Path]:
-    """``calibrate_connected`` with the networks of these names at two sizes each as its anchors."""
+    """``calibrate_connected`` with the networks of these names at two sizes each as its anchors.
+
+    Raises ProfileError as ``profile_with`` does.
+    """
     if not models:
         raise UsageError("nothing to calibrate with: name a network like those to be pruned with --model")
+    called = name or f"my-{load_profile(shipped).name}"[:64]
+    check_place(called, output)
     with tempfile.TemporaryDirectory(prefix="mobileprune-") as folder:
         anchors = _networks(models, Path(folder), device, image_size, ANCHOR_SHARES)
-        called = name or f"my-{load_profile(shipped).name}"[:64]
         return calibrate_connected(
             shipped,
             device,
@@ -168,6 +189,7 @@ def calibrate_with(
             display=display,
             threads=threads,
             rounds=rounds,
+            cool_down=cool_down,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ from mobileprune.commands.common import budget_option, json_option, make_display
 from mobileprune.errors import UsageError
 
 if TYPE_CHECKING:
+    from device_profiles.benchmark import Report
     from mobileprune.progress import Display
+    from mobileprune.run import Run
 
 
 @click.command(short_help="Time RUN's files, or any model files.")
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 def bench(targets: tuple[Path, ...], budgets: tuple[str, ...], as_json: bool, **how: Any) -> None:
     """Time a RUN's base and result, or any .onnx, .tflite and .pte FILEs, in interleaved rounds on the device.
 
+    A RUN is measured once; after that its latencies are shown.
+
     \b
     Example:  mobileprune bench runs/demo
               mobileprune bench a.onnx b.tflite --device host
@@ -39,7 +44,7 @@ def bench(targets: tuple[Path, ...], budgets: tuple[str, ...], as_json: bool, **
     """
     if len(targets) == 1 and targets[0].is_dir():
         no_options("only for files; a run is measured as it was asked to be", but=["budgets", "as_json"])
-        run_stage(targets[0], "bench", ("bench",), budgets, as_json)
+        run_stage(targets[0], "bench", ("bench",), budgets, as_json, lambda run, now: _show_run(run, now, as_json))
         return
     no_options("only for runs; files have no budget to keep", among=["budgets"])
     from mobileprune import measuring
@@ -51,14 +56,37 @@ def bench(targets: tuple[Path, ...], budgets: tuple[str, ...], as_json: bool, **
     if sustained is not None:
         _sustain(targets, measuring.parse_duration(sustained), display, as_json, how)
         return
+    labels = measuring.labels(targets)
     report = measuring.bench_files(targets, display=display, **how)
     for warning in report.warnings:
         display.say(warning, style="yellow")
     if as_json:
         print_out(json.dumps(report.to_dict(), indent=1))
-        return
-    print_out(measuring.bench_table(report))
-    if states := measuring.states_line(report.before, report.after, report.waited_s):
+    else:
+        _print(report, labels)
+
+
+def _show_run(run: Run, now: bool, as_json: bool) -> None:
+    """The latencies of a run. now: whether they were measured by this command."""
+    from mobileprune.stages.bench import measured_report
+    from mobileprune.stages.summary import status
+
+    report, display = measured_report(run), make_display()
+    if not now:
+        display.stage("bench", "measured already: these are the latencies of then")
+        for warning in report.warnings:
+            display.say(warning, style="yellow")
+    if as_json:
+        print_out(json.dumps({**status(run), **report.to_dict()}, indent=1))
+    else:
+        _print(report, [*report.measurements])
+
+
+def _print(report: Report, labels: Sequence[str]) -> None:
+    from mobileprune.measuring import bench_table, states_line
+
+    print_out(bench_table(report, labels))
+    if states := states_line(report.before, report.after, report.waited_s):
         print_out(states)
 
 

@@ -92,7 +92,18 @@ def print_summary(run: Run, as_json: bool) -> None:
         print_out(part)
 
 
-def run_stage(path: Path, name: str, steps: tuple[str, ...], budgets: tuple[str, ...], as_json: bool) -> None:
+def run_stage(
+    path: Path,
+    name: str,
+    steps: tuple[str, ...],
+    budgets: tuple[str, ...],
+    as_json: bool,
+    show: Callable[[Run, bool], None] | None = None,
+) -> None:
+    """Do on a run folder what of these steps is not done yet; with ``as_json`` print how far the run is.
+
+    show: prints instead what the stage came to, however it was asked for, and is told whether anything was done now.
+    """
     from importlib import import_module
 
     from mobileprune.run import Run, locked
@@ -103,9 +114,12 @@ def run_stage(path: Path, name: str, steps: tuple[str, ...], budgets: tuple[str,
         run = Run.open(path)
         if budgets:
             set_budgets(run, budgets)
+        finished = len(run.journal.entries)
         for step in steps:
             getattr(import_module(f"mobileprune.stages.{step}"), step)(context_of(run))
-        if as_json:
+        if show:
+            show(run, len(run.journal.entries) > finished)
+        elif as_json:
             from mobileprune.stages.summary import status as status_of
 
             print_out(json.dumps(status_of(run), indent=1))

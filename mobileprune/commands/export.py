@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from mobileprune.commands.common import budget_option, json_option, make_display, print_lines, print_out, run_stage
+from mobileprune.commands.common import (
+    budget_option,
+    json_option,
+    make_display,
+    no_options,
+    print_lines,
+    print_out,
+    run_stage,
+)
 
 _PRECISIONS = ("float32", "float16", "int8", "int8-float-io", "int8-uint8-io", "int16x8", "dynamic")
 
@@ -25,7 +33,7 @@ _PRECISIONS = ("float32", "float16", "int8", "int8-float-io", "int8-uint8-io", "
 @click.option("--allowed-drop", type=click.FloatRange(0, 100), default=1.0, show_default=True, help="Points lost.")
 @click.option("--dynamic-batch", is_flag=True, help="Leave the batch size open (ONNX).")
 @click.option("--opset", type=click.IntRange(7), help="Operator set of ONNX.  [default: the exporter's]")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Picks the calibration images.")
+@click.option("--seed", type=click.IntRange(0), help="Picks the calibration images.  [default: the run's, or 0]")
 @budget_option()
 @json_option
 def export(
@@ -43,8 +51,16 @@ def export(
     """
     is_run = (Path(target) / "run.toml").is_file()
     if is_run and not formats and how["precision"] is None and output is None:
+        no_options(
+            "a run's own files are written as it was asked to; for another form add --format, --precision or --output",
+            but=["budgets", "as_json"],
+        )
         run_stage(Path(target), "export", ("export",), budgets, as_json)
         return
+    no_options(
+        "only for a RUN without --format, --precision and --output; other files have no budget to keep",
+        among=["budgets"],
+    )
     from mobileprune.exporting import export_model, export_run, files_table
 
     display = make_display()

@@ -28,13 +28,16 @@ def explain(model: str, arguments: tuple[str, ...], image_size: int | None, as_j
 
 
 @click.command(short_help="What was cut from the base, layer by layer.")
-@click.argument("path", type=click.Path(path_type=Path), metavar="RUN|RECIPE")
+@click.argument("path", type=click.Path(path_type=Path), metavar="RUN|FOLDER|RECIPE")
 @json_option
 def diff(path: Path, as_json: bool) -> None:
-    """Say what RUN's result, or a recipe.json of its scales, has lost: blocks in words, layers before and after.
+    """Say what RUN's result, or one of its scales, has lost: blocks in words, layers before and after.
+
+    A scale is named by its FOLDER in the run's probes/ or results/, or by the recipe.json in it.
 
     \b
     Example:  mobileprune diff runs/demo
+              mobileprune diff runs/demo/probes/SCALE
     """
     from mobileprune.api import diff as diff_recipe
 

@@ -20,6 +20,7 @@ from mobileprune.errors import UsageError
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="[default: your folder of profiles]")
 @click.option("--threads", type=click.IntRange(1), help="[default: the device's]")
 @click.option("--rounds", type=click.IntRange(2, 100), default=7, show_default=True)
+@click.option("--cool-down", metavar="TIME", default="5m", show_default=True, help="How long a hot device may cool.")
 @click.option(
     "--calibrate",
     metavar="[DEVICE]",
@@ -38,6 +39,7 @@ def profile(
     output: Path | None,
     threads: int | None,
     rounds: int,
+    cool_down: str,
     calibrate: str | None,
     budgets: tuple[str, ...],
     as_json: bool,
@@ -60,10 +62,12 @@ def profile(
     no_options("only for runs; a device has no budget to keep", among=["budgets"])
     if device is None:
         raise UsageError("nothing to profile: name a run folder, or a device with --device and networks with --model")
+    from mobileprune.measuring import parse_duration
     from mobileprune.profiling import calibrate_with, profile_with
 
     display = make_display()
     how = {"image_size": image_size, "name": name, "output": output, "threads": threads, "rounds": rounds}
+    how["cool_down"] = parse_duration(cool_down)
     if calibrate is not None:
         found, path = calibrate_with(device, calibrate or device, models, display=display, **how)  # type: ignore[arg-type]
     else:

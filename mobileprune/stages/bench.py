@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from device_profiles.benchmark import Report
 from device_profiles.devices import open_device
+from mobileprune.run import Run
 from mobileprune.scale import BASE
 from mobileprune.stages.context import Context
 from mobileprune.stages.export import write_manifests
@@ -28,6 +30,18 @@ def bench(ctx: Context) -> None:
     record(ctx, sample, {key: (scale, files[f"result.{own}"].stat().st_size)})
     ctx.run.journal.append("measured", key, scale=scale.as_tuple(), report=report.to_dict())
     write_manifests(ctx)
+
+
+def measured_report(run: Run) -> Report:
+    """What was measured of the files of the chosen scale and of the base's, as ``base.onnx``, ``result.onnx``, ...
+
+    Raises MobilepruneError where that is still to be done.
+    """
+    key = scale_key(chosen_scale(run))
+    require(run, "measured", key, "bench")
+    entry = run.journal.get("measured", key)
+    assert entry is not None  # as it is required
+    return Report.from_dict(entry["report"])
 
 
 def _files(ctx: Context, key: str) -> dict[str, Path]:

@@ -148,7 +148,7 @@ class Job:
     precision: str = "float32"
     reference: float | None = None
     allowed_drop: float = ALLOWED_DROP
-    options: dict[str, Any] = field(default_factory=dict)  # dynamic_batch and opset, of ONNX
+    options: dict[str, Any] = field(default_factory=dict)  # dynamic_batch and opset; not every format has them
 
     @property
     def spec(self) -> exporters.InputSpec:
@@ -160,8 +160,8 @@ class Job:
         path.parent.mkdir(parents=True, exist_ok=True)
         quantised = None
         if self.precision not in exporters.exporter(name).calibrated:
-            options = dict(self.options) if name == "onnx" else {}
-            artifact = exporters.export(self.model, self.spec, path, format=name, precision=self.precision, **options)
+            how = {"format": name, "precision": self.precision, **self.options}
+            artifact = exporters.export(self.model, self.spec, path, **how)
         elif name in FORMATS:
             quantised = self._quantised(path, name)
             artifact = quantised.artifact
@@ -182,6 +182,7 @@ class Job:
             precision=precision,
             calibration=self.images.calibration,
             kept_float=kept_float,
+            **self.options,
         )
 
     def _quantised(self, path: Path, name: str) -> Quantized:
@@ -189,7 +190,7 @@ class Job:
         calibration, labels = self.images.calibration, self.images.labels
         assert labels is not None  # as there are images to calibrate on
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".float32-") as folder:
-            source = exporters.export(self.model, self.spec, Path(folder) / path.name, format=name)
+            source = exporters.export(self.model, self.spec, Path(folder) / path.name, format=name, **self.options)
             return quantize_within(
                 source,
                 path,
@@ -216,10 +217,13 @@ class Job:
             ).folder
 
 
-def refused(name: str, precision: str) -> str | None:
-    """None where the format can be written in this precision, else why not."""
+def refused(name: str, precision: str, options: Mapping[str, Any] | None = None) -> str | None:
+    """None where the format can be written in this precision and with these options of a ``Job``, else why not."""
     known = exporters.exporter(name).precisions
-    return None if precision in known else f"{name} cannot be written in {precision}; it can be: {', '.join(known)}"
+    if precision not in known:
+        return f"{name} cannot be written in {precision}; it can be: {', '.join(known)}"
+    # In float32, which every format has: an integer precision would ask for its calibration images here.
+    return exporters.exporter(name).refusal(exporters.Options(**(options or {})))
 
 
 def entry_of(written: Written, latency: manifest.Latency | None = None) -> manifest.Entry:

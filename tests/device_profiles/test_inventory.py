@@ -118,6 +118,15 @@ def test_boards_that_cannot_be_asked_are_listed_with_the_reason(monkeypatch: pyt
     assert "strange host" in found["ssh://-x"].obstacles[0]
 
 
+def test_boards_may_be_named_as_ssh_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOBILEPRUNE_SSH", "nowhere.invalid:22?python=/a://b ssh://pi@nowhere.invalid http://board")
+    found = listed("pi@nowhere.invalid")
+    for name in ("ssh://pi@nowhere.invalid", "ssh://nowhere.invalid:22"):
+        assert "cannot be reached" in found[name].obstacles[0]
+    assert "is no address; an ssh device is written ssh://" in found["http://board"].obstacles[0]
+    assert sum("invalid" in name for name in found) == 2
+
+
 def test_own_profiles_are_listed_damaged_or_not(tmp_path: Path) -> None:
     save_profile(replace(load_profile("pixel"), name="mine"))
     (tmp_path / "profiles" / "broken.toml").write_text("name = ")

@@ -58,6 +58,7 @@ def test_a_device_that_stays_hot_is_refused_after_the_limit() -> None:
         wait_until_ready(ScriptedDevice(steady, hot), Gate(12.0, sleep=clock.sleep))
     assert clock.slept == [5.0, 5.0, 2.0]
     assert "\n" not in str(caught.value)
+    assert "give the same command again when it is cool" in str(caught.value)  # most have no --cool-down
     with pytest.raises(DeviceError, match="so it is too hot"):
         wait_until_ready(ScriptedDevice(steady, hot), Gate(0.0, sleep=clock.sleep))
 

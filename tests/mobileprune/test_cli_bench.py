@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from device_profiles.layers import write_layer
+from mobileprune import profiling
 from mobileprune.cli import main
 
 QUICK = ("--rounds", "2", "--round-seconds", "0", "--lenient")
@@ -100,6 +101,16 @@ def test_what_cannot_be_measured_is_one_sentence(net: Path, flags: list[str], co
     refused(bench(net, *flags), code, said)
 
 
+def test_files_of_the_same_name_may_be_named_from_here_and_from_the_root(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    write_layer("pointwise", 8, tmp_path / "other" / "net.onnx", side=8)
+    monkeypatch.chdir(tmp_path / "other")
+    shown = good(net, "net.onnx", *QUICK)
+    assert "other/net.onnx" in shown
+
+
 def test_two_files_cannot_both_run_without_a_pause(net: Path, tmp_path: Path) -> None:
     other = write_layer("pointwise", 8, tmp_path / "other.onnx", side=8)
     refused(bench(net, other, "--sustained", "4s"), 2, "2 were named: name one")
@@ -119,6 +130,25 @@ def test_a_run_and_a_device_are_profiled_apart(tmp_path: Path) -> None:
     refused(profile("--device", "host", "--budget", "5ms"), 2, "--budget: only for runs")
     refused(profile(), 2, "nothing to profile")
     refused(profile("--device", "pixel", "--calibrate"), 2, "nothing to calibrate with")
+    refused(profile("--device", "host", "--cool-down", "soon"), 2, "'soon' is no time such as 90s, 10m or 1h")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--name", "Pixel 8"], "name = 'Pixel 8' must be 1 to 64 of the characters a-z, 0-9"),
+        (["--name", "pixel-4"], "the name 'pixel-4' is one of the catalog's; give the profile another one"),
+        (["--output", "/no/such/mine.toml"], "/no/such/mine.toml: the device profile cannot be written"),
+    ],
+)
+@pytest.mark.parametrize("kind", [["--device", "host"], ["--device", "pixel", "--calibrate", "host"]])
+def test_a_profile_that_cannot_be_written_is_not_measured(
+    kind: list[str], flags: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOBILEPRUNE_PROFILES", str(tmp_path))
+    monkeypatch.setattr(profiling, "_networks", lambda *_: pytest.fail("networks were exported"))
+    refused(CliRunner().invoke(main, ["profile", *kind, "--model", "resnet20", *flags]), 2, said)
+    assert [*tmp_path.iterdir()] == []
 
 
 def refused(done: Result, code: int, said: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,32 @@ def test_files_are_timed_together(call: Call, finished: Path) -> None:
         assert found["origin"] == "measured"
         assert found["low_ms"] <= found["latency_ms"] <= found["high_ms"]
     assert "95 % interval" in call("bench", *files, *quick).stdout
+
+
+def test_a_run_shows_the_latencies_that_it_has(call: Call, finished: Path) -> None:
+    before = (finished / "journal.jsonl").read_bytes()
+    shown = call("bench", finished)
+    assert shown.returncode == 0, shown.stderr
+    assert "measured already" in shown.stderr
+    for words in ("base.onnx", "result.onnx", "base.tflite", "result.tflite", "95 % interval", "1 thread, measured"):
+        assert words in shown.stdout
+    done = call("bench", finished, "--json")
+    told = json.loads(done.stdout)
+    assert told["next"].startswith("nothing")
+    (entry,) = (e for e in map(json.loads, before.splitlines()) if e["kind"] == "measured")
+    assert told["measurements"] == entry["report"]["measurements"]
+    assert (finished / "journal.jsonl").read_bytes() == before
+
+
+def test_a_run_that_is_measured_now_shows_its_latencies(call: Call, finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    lines = (run / "journal.jsonl").read_text().splitlines(keepends=True)
+    (run / "journal.jsonl").write_text("".join(line for line in lines if json.loads(line)["kind"] != "measured"))
+    done = call("bench", run)
+    assert done.returncode == 0, done.stderr
+    assert "measured already" not in done.stderr
+    assert "result.onnx" in done.stdout
 
 
 def test_what_cannot_be_timed_is_one_sentence(call: Call, tmp_path: Path) -> None:

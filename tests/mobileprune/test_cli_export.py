@@ -8,8 +8,12 @@ from functools import reduce
 from operator import getitem
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import QUESTION, TINY, Call
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,13 +22,14 @@ from device_profiles.benchmark import Measurement
 from device_profiles.profile import load_profile
 from exporters import manifest
 from exporters.artifact import sha256_of
+from mobileprune.cli import main
 from mobileprune.data import Split
 from mobileprune.errors import UsageError
 from mobileprune.progress import Quiet
 from mobileprune.request import timed_format
 from mobileprune.run import Run
 from mobileprune.stages.context import Context
-from mobileprune.stages.files import Images, balanced
+from mobileprune.stages.files import Images, balanced, refused
 from mobileprune.stages.profile import _say_if_slower
 from mobileprune.training.batches import View
 
@@ -95,9 +100,9 @@ def test_a_run_in_another_form(call: Call, finished: Path, tmp_path: Path) -> No
     for word in ("same best class on", "only moving data", "% of the work", "MB"):
         assert word in again.stdout
     assert digests(tmp_path / "again") == digests(output)
-    refused = call("export", run, "--format", "onnx", "--data", "digits")
-    assert refused.returncode == 2
-    assert "leave --data out" in refused.stderr
+    foreign = call("export", run, "--format", "onnx", "--data", "digits")
+    assert foreign.returncode == 2
+    assert "leave --data out" in foreign.stderr
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -150,6 +155,77 @@ def test_any_model(call: Call, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "without trained weights" in done.stderr
     assert (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--dynamic-batch", "--opset", "17"], "--dynamic-batch and --opset: a run's own files are written as it was"),
+        (["--allowed-drop", "5"], "--allowed-drop: a run's own files"),
+        (["--data", "digits", "--image-size", "16"], "--data and --image-size: a run's own files"),
+        (["--checkpoint", "w.pt", "--model-arg", "a=1"], "--checkpoint and --model-arg: a run's own files"),
+        (["--seed", "0"], "--seed: a run's own files"),
+        (["--format", "onnx", "--budget", "5ms"], "--budget: only for a RUN without --format"),
+    ],
+)
+def test_no_flag_of_export_is_ignored(tmp_path: Path, flags: list[str], said: str) -> None:
+    (tmp_path / "run.toml").touch()
+    refused_in_words(["export", str(tmp_path), *flags], said)
+
+
+def test_a_model_has_no_budget_to_keep(tmp_path: Path) -> None:
+    refused_in_words(["export", "resnet20", "--output", str(tmp_path / "no"), "--budget", "5ms"], "--budget: only for")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--format", "tflite", "--dynamic-batch"], "a tflite file takes one image at a time"),
+        (["--format", "onnx", "--format", "tflite", "--opset", "17"], "means nothing to the tflite format"),
+        (["--dynamic-batch"], "choose the onnx format"),
+    ],
+)
+def test_what_a_format_does_not_have_is_refused_before_anything_is_written(
+    tmp_path: Path, flags: list[str], said: str
+) -> None:
+    model = ["export", f"{TINY}:tiny", "--image-size", "16", "--output", str(tmp_path / "no")]
+    refused_in_words([*model, *flags], said)
+    assert not (tmp_path / "no").exists()
+
+
+def test_executorch_has_neither_open_batches_nor_operator_sets() -> None:
+    assert "one image at a time" in str(refused("executorch", "int8", {"dynamic_batch": True, "opset": None}))
+    assert "means nothing to executorch" in str(refused("executorch", "int8", {"dynamic_batch": False, "opset": 17}))
+    assert refused("executorch", "int8", {"dynamic_batch": False, "opset": None}) is None
+
+
+def refused_in_words(arguments: list[str], said: str) -> None:
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2, done.output
+    (sentence,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert said in sentence
+
+
+def test_a_run_in_its_own_precision_with_an_open_batch(call: Call, finished: Path, tmp_path: Path) -> None:
+    run, output = tmp_path / "run", tmp_path / "exported"
+    shutil.copytree(finished, run)
+    asked = (run / "run.toml").read_text()
+    assert 'precision = "float32"' in asked.partition("[")[0]
+    (run / "run.toml").write_text(asked.replace('precision = "float32"', 'precision = "int8"', 1))
+    form = ["--format", "onnx", "--dynamic-batch", "--opset", "19", "--allowed-drop", "100"]
+    done = call("export", run, *form, "--output", output, "--json")
+    assert done.returncode == 0, done.stderr
+    (file,) = json.loads(done.stdout)["files"]
+    assert file["artifact"]["precision"] == "int8"
+    model = onnx.load(output / "model.onnx")
+    assert [entry.version for entry in model.opset_import if not entry.domain] == [19]
+    session = onnxruntime.InferenceSession(output / "model.onnx")
+    (taken,) = session.get_inputs()
+    images = np.random.default_rng(0).normal(size=(3, *taken.shape[1:])).astype(np.float32)
+    together = session.run(None, {taken.name: images})[0]
+    alone = np.concatenate([session.run(None, {taken.name: image[None]})[0] for image in images])
+    assert together.shape[0] == 3
+    assert np.allclose(together, alone, atol=1e-5)
 
 
 DICE = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from device_profiles.operators import count
 from device_profiles.profile import DeviceProfile, load_profile
 from device_profiles.runners import google
 from device_profiles.sustained import Point, Sustained
+from device_profiles.thermal import Gate
 from mobileprune import measuring, profiling
 from mobileprune.errors import UsageError
 from mobileprune.progress import Quiet
@@ -74,7 +76,7 @@ def test_a_benchmark_binary_is_used_from_then_on(tmp_path: Path, monkeypatch: py
 
 def test_a_report_is_shown_with_what_ran_the_file_and_how_the_device_was(files: list[Path]) -> None:
     report = measuring.bench_files(files[:1], "host", rounds=2, round_seconds=0.0, display=Quiet(), threads=1)
-    text = shown(measuring.bench_table(report))
+    text = shown(measuring.bench_table(report, [*report.measurements]))
     assert "CPUExecutionProvider, all of the graph" in text
     assert "1 thread, measured" in text
     states = measuring.states_line(report.before, report.after)
@@ -146,7 +148,42 @@ def test_a_calibrated_profile_is_written_where_it_is_wanted(
         (["/far/away/a.onnx", "/far/away/b.tflite"], ["a.onnx", "b.tflite"]),
         (["runs/one/model.onnx", "runs/two/model.onnx"], ["one/model.onnx", "two/model.onnx"]),
         (["model.onnx"], ["model.onnx"]),
+        (["/far/model.onnx", "away/model.onnx"], ["far/model.onnx", "here/away/model.onnx"]),
+        (["/here/one/model.onnx", "two/model.onnx"], ["one/model.onnx", "two/model.onnx"]),
     ],
 )
-def test_files_are_named_by_what_tells_them_apart(names: list[str], labels: list[str]) -> None:
-    assert measuring._labels(names) == labels
+def test_files_are_named_by_what_tells_them_apart(
+    names: list[str], labels: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getcwd", lambda: "/here")
+    assert measuring.labels([Path(name) for name in names]) == labels
+
+
+def test_a_file_that_is_named_in_two_ways_is_named_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="a file was named twice"):
+        measuring.by_name([Path("net.onnx"), tmp_path / "net.onnx"])
+
+
+@pytest.mark.parametrize("kind", ["profile_device", "calibrate_profile"])
+def test_a_hot_device_is_waited_for_with_a_word(kind: str, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    said, gates = [], []
+
+    def measured(*given: object, gate: Gate, **how: object) -> DeviceProfile:
+        assert gate.waiting is not None
+        gate.waiting(0.0, "host is hot")
+        gates.append(gate)
+        return replace(load_profile("host"), name="mine")
+
+    class Heard(Quiet):
+        def say(self, text: str, style: str = "") -> None:
+            said.append(text)
+
+    monkeypatch.setattr(profiling, kind, measured)
+    monkeypatch.setattr(profiling, "_networks", lambda *_: {path.stem: path for path in files})
+    if kind == "profile_device":
+        profiling.profile_with("host", [], display=Heard(), name="mine", cool_down=90.0)
+    else:
+        profiling.calibrate_with("pixel", "host", ["net"], display=Heard(), name="mine", cool_down=90.0)
+    assert [gate.cool_down_s for gate in gates] == [90.0]
+    assert said == ["host is hot: waiting for it to cool (0 of 90 s)"]
