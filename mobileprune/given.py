@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mobileprune.data import ImageData, Split
+from mobileprune.data.libraries import own_names
 from mobileprune.errors import MobilepruneError, UsageError
 
 MODULE = "module"  # the library of a network that was given; no command line can name it
@@ -108,7 +109,7 @@ def as_images(data: Any, normalisation: Normalisation | None = None, *, flip: bo
 
 def _class_names(part: Any) -> Sequence[str] | None:
     for owner in (part, getattr(part, "dataset", None)):
-        if names := getattr(owner, "classes", None):
+        if names := own_names(owner):
             return list(names)
     return None
 

@@ -207,7 +207,8 @@ class Factory:
 
     A split is a torch data set of (image, label), a loader of such batches, or a pair of arrays. Images are PIL images,
     uint8 arrays (H, W[, C]) or tensors (C, H, W), or floats in [0, 1] of the same shapes. The file may name its
-    ``CLASSES`` and say ``FLIP = False`` where a mirrored image has another meaning.
+    ``CLASSES`` (needed for names behind a ``target_transform``) and say ``FLIP = False`` where a mirrored image has
+    another meaning.
     """
 
     path: Path
@@ -235,7 +236,7 @@ class Factory:
         except Exception as error:  # the user's code may raise anything
             raise MobilepruneError(f"{where} failed: {type(error).__name__}: {error}") from error
         splits = {name: _records_of(part, f"{where}:{name}") for name, part in self._splits(made, where).items()}
-        classes = getattr(module, "CLASSES", None) or getattr(self._splits(made, where)["train"], "classes", None)
+        classes = getattr(module, "CLASSES", None) or own_names(self._splits(made, where)["train"])
         own = min(splits["train"].open(0).size)
         flip = bool(getattr(module, "FLIP", True))
         return Listing(_class_names(classes, splits), splits, size or own, flip=flip, encoded=False)
@@ -290,11 +291,24 @@ def _records_of(part: Any, where: str) -> Records:
 
 
 def dataset_records(dataset: Any, where: str) -> Records:
-    """Records of a torch data set of (image, label). Labels are read from its usual fields where it has them."""
-    known = next((getattr(dataset, n) for n in ("targets", "_labels", "labels") if hasattr(dataset, n)), None)
+    """Records of a torch data set of (image, label).
+
+    Labels are read from its usual fields where it has them and no ``target_transform`` makes others of them.
+    """
+    fields = (getattr(dataset, name, None) for name in ("targets", "_labels", "labels"))
+    known = None if _renumbers(dataset) else next((field for field in fields if field is not None), None)
     if known is None or len(known) != len(dataset):
         known = [dataset[i][1] for i in range(len(dataset))]
     return _made(lambda i: dataset[i][0], [int(label) for label in known], where)
+
+
+def own_names(dataset: Any) -> Iterable[Any] | None:
+    """The class names that a data set brings; None where its ``target_transform`` makes other classes of them."""
+    return None if _renumbers(dataset) else getattr(dataset, "classes", None)
+
+
+def _renumbers(dataset: Any) -> bool:
+    return getattr(dataset, "target_transform", None) is not None
 
 
 def _made(image: Any, labels: Sequence[int], where: str) -> Records:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_data import write_image
 
+from mobileprune._torchvision import import_torchvision
 from mobileprune.data import ImageData, describe_data, load_data
 from mobileprune.errors import MobilepruneError, UsageError
 
@@ -137,6 +138,25 @@ def test_the_users_own_function(factory: Path) -> None:
     assert (expected.size, len(expected.train), len(expected.validation)) == (8, 18, 2)
     for function in ("mapping", "pair", "loader"):
         assert load_data(f"{factory}:{function}").fingerprint() == expected.fingerprint(), function
+
+
+_RENUMBERED = """
+from torchvision.datasets import ImageFolder
+CLASSES = {names}
+def swapped(): return ImageFolder({root!r}, target_transform={{0: 1, 1: 0}}.get)
+"""
+
+
+@pytest.mark.parametrize(("names", "expected"), [(None, ("0", "1")), (("dog", "cat"), ("dog", "cat"))])
+def test_labels_are_those_behind_a_target_transform(
+    tree: Path, tmp_path: Path, names: tuple[str, ...] | None, expected: tuple[str, ...]
+) -> None:
+    import_torchvision()  # beside a CPU-only torch a plain import fails
+    file = tmp_path / "renumbered.py"
+    file.write_text(_RENUMBERED.format(names=names, root=str(tree / "train")))
+    data = load_data(f"{file}:swapped", image_size=8)
+    assert data.classes == expected
+    assert torch.equal(data.train.images[:, 0, 4, 4] == 200, data.train.labels == 1)  # the cats are red
 
 
 @pytest.mark.parametrize(
