@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,7 +82,10 @@ class Torchvision:
             if (found := self._open(kind, how, required=split == "train")) is not None:
                 sets[split] = found
         classes = getattr(sets["train"], "classes", None)
-        splits = {split: dataset_records(found, f"torchvision:{self.name}:{split}") for split, found in sets.items()}
+        splits = {
+            split: dataset_records(found, f"torchvision:{self.name}:{split}", threads=True)
+            for split, found in sets.items()
+        }
         names = _class_names(classes, splits)
         own = min(splits["train"].open(0).size)
         size = size or (own if hasattr(sets["train"], "data") else _PHOTO_SIZE)
@@ -205,7 +209,8 @@ class HuggingFace:
 class Factory:
     """``file.py:function``: a function that returns the splits, as a mapping or in the order train, validation, test.
 
-    A split is a torch data set of (image, label), a loader of such batches, or a pair of arrays. Images are PIL images,
+    A split is a torch data set of (image, label), a loader of such batches, or a pair of arrays. A data set is asked for
+    one item at a time. Images are PIL images,
     uint8 arrays (H, W[, C]) or tensors (C, H, W), or floats in [0, 1] of the same shapes. The file may name its
     ``CLASSES`` (needed for names behind a ``target_transform``) and say ``FLIP = False`` where a mirrored image has
     another meaning.
@@ -290,16 +295,32 @@ def _records_of(part: Any, where: str) -> Records:
     return _made(lambda i: pairs[i][0], [int(label) for _, label in pairs], where)
 
 
-def dataset_records(dataset: Any, where: str) -> Records:
+def dataset_records(dataset: Any, where: str, *, threads: bool = False) -> Records:
     """Records of a torch data set of (image, label).
 
-    Labels are read from its usual fields where it has them and no ``target_transform`` makes others of them.
+    Labels are read from its usual fields where it has them and no ``target_transform`` makes others of them. threads:
+    whether its items may be read by several threads at once. Else one reads at a time, as items may come from one file
+    handle; making RGB squares of them stays parallel.
     """
     fields = (getattr(dataset, name, None) for name in ("targets", "_labels", "labels"))
     known = None if _renumbers(dataset) else next((field for field in fields if field is not None), None)
     if known is None or len(known) != len(dataset):
         known = [dataset[i][1] for i in range(len(dataset))]
-    return _made(lambda i: dataset[i][0], [int(label) for label in known], where)
+    read = (lambda i: dataset[i][0]) if threads else _one_at_a_time(dataset)
+    return _made(read, [int(label) for label in known], where)
+
+
+def _one_at_a_time(dataset: Any) -> Callable[[int], Any]:
+    lock = threading.Lock()
+
+    def read(i: int) -> Any:
+        with lock:
+            image = dataset[i][0]
+            if isinstance(image, Image.Image):
+                image.load()  # PIL leaves the pixels in the file until they are wanted
+        return image
+
+    return read
 
 
 def own_names(dataset: Any) -> Iterable[Any] | None:
@@ -311,7 +332,7 @@ def _renumbers(dataset: Any) -> bool:
     return getattr(dataset, "target_transform", None) is not None
 
 
-def _made(image: Any, labels: Sequence[int], where: str) -> Records:
+def _made(image: Callable[[int], Any], labels: Sequence[int], where: str) -> Records:
     if not labels:
         raise UsageError(f"{where}: empty; give images or leave the split out")
     table: Labels = np.asarray(labels, np.int64)

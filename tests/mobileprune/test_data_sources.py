@@ -140,6 +140,47 @@ def test_the_users_own_function(factory: Path) -> None:
         assert load_data(f"{factory}:{function}").fingerprint() == expected.fingerprint(), function
 
 
+_ONE_HANDLE = """
+import io, tarfile, time
+import numpy as np
+from PIL import Image
+class Slow(io.FileIO):
+    def seek(self, *where):
+        found = super().seek(*where)
+        time.sleep(0.0005)  # another thread's turn
+        return found
+class Frames:
+    def __init__(self):
+        self.file = Slow({file!r})
+        self.tar = tarfile.open(fileobj=self.file)
+        self.members = self.tar.getmembers()
+    def __len__(self): return len(self.members)
+class Pixels(Frames):
+    def __getitem__(self, i):
+        return np.asarray(Image.open(self.tar.extractfile(self.members[i]))), i % 2
+class Pictures(Frames):
+    def __getitem__(self, i):
+        return Image.open(self.tar.extractfile(self.members[i])), i % 2  # not yet read by PIL
+def pixels(): return Pixels()
+def pictures(): return Pictures()
+"""
+
+
+@pytest.mark.parametrize("function", ["pixels", "pictures"])
+def test_a_data_set_that_reads_from_one_file_handle(tmp_path: Path, function: str) -> None:
+    with tarfile.open(tmp_path / "frames.tar", "w") as archive:
+        for i in range(40):
+            write_image(tmp_path / f"{i}.bmp", (6 * i, 0, 0), (80, 80))  # more than is read ahead
+            archive.add(tmp_path / f"{i}.bmp")
+    file = tmp_path / "frames.py"
+    file.write_text(_ONE_HANDLE.format(file=str(tmp_path / "frames.tar")))
+    data = load_data(f"{file}:{function}", image_size=8)
+    assert not data.notes
+    found = torch.cat([data.train.images, data.validation.images])[:, 0, 4, 4]
+    assert found.sort().values.tolist() == [6 * i for i in range(40)]
+    assert torch.equal(data.train.images[:, 0, 4, 4] // 6 % 2, data.train.labels)
+
+
 _RENUMBERED = """
 from torchvision.datasets import ImageFolder
 CLASSES = {names}
