@@ -85,6 +85,46 @@ def test_torchvision_by_name(tmp_path: Path) -> None:
         load_data("torchvision:SBU")
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("EMNIST", "balanced"),
+        ("OxfordIIITPet", "trainval"),
+        ("Places365", "train-standard"),
+        ("HMDB51", "annotation_path"),
+    ],
+)
+def test_a_torchvision_set_without_a_split_that_is_called_train(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=rf"torchvision:{name}: .*{reason}.*write a file\.py:factory"):
+        load_data(f"torchvision:{name}", root=tmp_path)
+
+
+def test_a_torchvision_set_whose_validation_split_is_called_valid(tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("valid", 3), ("test", 2)):
+        for i in range(count):
+            write_image(tmp_path / "country211" / split / "AD" / f"{i}.jpg", (200, 20 * i, 9 * count))
+            write_image(tmp_path / "country211" / split / "AE" / f"{i}.jpg", (0, 20 * i, 9 * count))
+    data = load_data("torchvision:Country211", image_size=8, root=tmp_path)
+    assert data.test is not None
+    assert (len(data.train), len(data.validation), len(data.test)) == (8, 6, 4)
+
+
+def test_torchvision_labels_of_several_numbers(tmp_path: Path) -> None:
+    """QMNIST's targets hold the digit, then who wrote it and where."""
+    raw = tmp_path / "QMNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    labels = np.stack([np.arange(20) % 10, *np.ones((7, 20))], axis=1).astype(">i4")
+    for split in ("train", "test"):
+        for kind, code, array in (("images-idx3-ubyte", 0x803, pixels), ("labels-idx2-int", 0xC02, labels)):
+            header = np.array([code, *array.shape], ">i4").tobytes()
+            (raw / f"qmnist-{split}-{kind}").write_bytes(header + array.tobytes())
+    data = load_data("torchvision:QMNIST", root=tmp_path)
+    assert (len(data.classes), data.size, data.flip) == (10, 8, False)
+    assert data.test is not None
+    assert data.test.labels.tolist() == [i % 10 for i in range(20)]
+
+
 def test_a_hugging_face_set_on_disk(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
     from PIL import Image
@@ -121,6 +161,7 @@ def counts(): return x, y[:5]
 def empty(): return x[:0], y[:0]
 def number(): return 3
 def normalised(): return 4 * x.astype(float) - 2, y
+def several(): return TensorDataset(tensors, torch.eye(2)[y])
 def fails(): raise RuntimeError("the disk is not plugged in")
 """
 
@@ -208,6 +249,7 @@ def test_labels_are_those_behind_a_target_transform(
         ("empty", "empty; give images"),
         ("number", "is a int: give a data set of"),
         ("normalised", r"an image is float64 .*not yet normalised"),
+        ("several", r"the label of image 0 is a Tensor .*give one class number"),
         ("fails", "RuntimeError: the disk is not plugged in"),
         ("nothing", "the file has no function 'nothing'"),
     ],
