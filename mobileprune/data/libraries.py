@@ -206,7 +206,8 @@ class HuggingFace:
             cell = encoded[i][image]
             return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"])
 
-        return Records(np.asarray(part[label][:], np.int64), picture, lambda i: f"hf:{self.spec}:{split}[{i}]")
+        where = f"hf:{self.spec}:{split}"
+        return Records(np.asarray(_numbers(part[label][:], where), np.int64), picture, lambda i: f"{where}[{i}]")
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ class Factory:
     """``file.py:function``: a function that returns the splits, as a mapping or in the order train, validation, test.
 
     A split is a torch data set of (image, label), asked for one item at a time, a loader of such batches, or a pair of
-    arrays. Images are PIL images, uint8 arrays (H, W[, C]) or tensors (C, H, W), or floats in [0, 1] of the same shapes.
+    arrays. Images are PIL images, uint8 arrays (H, W[, C]) or tensors (C, H, W), or floats in [0, 1] of such shapes.
     The file may name its ``CLASSES`` (needed for names behind a ``target_transform``) and say ``FLIP = False`` where a
     mirrored image has another meaning.
     """
@@ -336,11 +337,11 @@ def _renumbers(dataset: Any) -> bool:
 
 
 def _numbers(labels: Iterable[Any], where: str) -> list[int]:
-    """Labels as class numbers. Raises UsageError for one that is no single number."""
+    """Labels as class numbers, -1 where there is none. Raises UsageError for one that is no single number."""
     found: list[int] = []
     for label in labels:
         try:
-            found.append(int(label))
+            found.append(-1 if label is None else int(label))
         except (TypeError, ValueError, RuntimeError) as error:
             raise UsageError(
                 f"{where}: the label of image {len(found)} is a {type(label).__name__} ({error}); give one class number"

@@ -50,7 +50,7 @@ def prepared(
     source = find_source(spec, root, download)
 
     def listing() -> Listing:
-        found = source.listing(size)
+        found = _labelled(source.listing(size))
         _check_labels(spec, found)
         return found.with_validation(seed)
 
@@ -90,6 +90,14 @@ def find_source(spec: str, root: Path | None = None, download: bool = False) -> 
 _FORMS = "give digits, a folder or tar of class folders, a .npz file, torchvision:NAME, hf:NAME or file.py:function"
 
 
+def _labelled(listing: Listing) -> Listing:
+    """Without validation and test splits whose labels are kept back, as those of contests are; a note tells of each."""
+    bare = [name for name, part in listing.splits.items() if name != "train" and int(part.labels.max(initial=-1)) < 0]
+    notes = [f"{name} split left out: none of its {len(listing.splits[name]):,} images has a label" for name in bare]
+    splits = {name: part for name, part in listing.splits.items() if name not in bare}
+    return replace(listing, splits=splits, notes=(*listing.notes, *notes))
+
+
 def _check_labels(spec: str, listing: Listing) -> None:
     """Before anything is decoded: every label must be one of the classes."""
     for split, records in listing.splits.items():
@@ -97,8 +105,8 @@ def _check_labels(spec: str, listing: Listing) -> None:
         if low < 0 or high >= len(listing.classes):
             wrong = low if low < 0 else high
             raise UsageError(
-                f"--data {spec}: {_short(split)}_y holds labels outside 0..{len(listing.classes) - 1} "
-                f"(such as {wrong}): the set has {len(listing.classes)} classes"
+                f"--data {spec}: {_short(split)}_y holds labels outside 0..{len(listing.classes) - 1} (such as {wrong}): "
+                f"the set has {len(listing.classes)} classes; mend the labels or leave these images out"
             )
 
 

@@ -130,6 +130,21 @@ def test_npz_keeps_its_test_split(tmp_path: Path) -> None:
     assert (len(data.train), len(data.validation), len(data.test)) == (18, 2, 4)
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_without_labels_is_left_out(tmp_path: Path, split: str) -> None:
+    x, y = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8), np.arange(20) % 2
+    whole = load_data(npz(tmp_path / "a.npz", train_x=x, train_y=y))
+    more = {f"{split}_x": x[:4], f"{split}_y": np.full(4, -1)}
+    data = load_data(npz(tmp_path / "b.npz", train_x=x, train_y=y, **more))
+    name = {"val": "validation"}.get(split, split)
+    assert data.notes == (f"{name} split left out: none of its 4 images has a label",)
+    assert data.test is None
+    assert data.fingerprint() == whole.fingerprint()  # validation is held out of train, as where there is none
+    more[f"{split}_y"][1] = 1
+    with pytest.raises(UsageError, match=rf"{split}_y holds labels .*such as -1.*mend the labels or leave"):
+        load_data(npz(tmp_path / "c.npz", train_x=x, train_y=y, **more))
+
+
 def bad_npz(folder: Path, kind: str) -> str:
     x, y = np.zeros((8, 8, 8, 3), np.uint8), np.arange(8) % 2
     wrong = {

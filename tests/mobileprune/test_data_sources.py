@@ -142,6 +142,13 @@ def test_a_hugging_face_set_on_disk(tmp_path: Path) -> None:
     assert any(note.startswith("leak: ") for note in data.notes)
     with pytest.raises(UsageError, match="cannot be loaded"):
         load_data(f"hf:{tmp_path / 'nothing'}")
+    for kept_back in (-1, None):
+        labels = {"image": pictures, "label": [kept_back] * 20}
+        secret = datasets.Dataset.from_dict(labels, features=features)
+        datasets.DatasetDict({"train": whole, "test": secret}).save_to_disk(tmp_path / f"contest{kept_back}")
+        contest = load_data(f"hf:{tmp_path / f'contest{kept_back}'}", image_size=8)
+        assert contest.test is None
+        assert contest.notes == ("test split left out: none of its 20 images has a label",)
 
 
 _FACTORY = """
