@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mobileprune.data import ImageData, load_data, resize
+from mobileprune.data import ImageData, Split, load_data, resize
 from mobileprune.errors import UsageError
 from mobileprune.training.batches import Crops, View, batches
 
@@ -194,6 +194,21 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "void" / "a").mkdir(parents=True)
     with pytest.raises(UsageError, match="no readable image"):
         load_data(str(tmp_path / "void"))
+
+
+def test_statistics_take_no_more_memory_for_more_images() -> None:
+    images = torch.randint(0, 200, (3000, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[:, 1] //= 2
+    split = Split(images, torch.arange(3000) % 2)
+    data = ImageData("noise", split, split, None, ("a", "b"), flip=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        mean, std = data.statistics()
+    assert max(event.cpu_memory_usage for event in profile.events()) < images.nbytes  # uint8, not as floats
+    pixels = images.double() / 255
+    assert torch.allclose(torch.tensor(mean).double(), pixels.mean((0, 2, 3)), atol=1e-4)
+    assert torch.allclose(torch.tensor(std).double(), pixels.std((0, 2, 3)), atol=1e-4)
+    black = Split(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.arange(2))
+    assert ImageData("black", black, black, None, ("a", "b"), flip=True).statistics() == ((0.0,) * 3, (0.001,) * 3)
 
 
 def test_view_normalises_and_resizes() -> None:
