@@ -105,8 +105,9 @@ def _check_labels(spec: str, listing: Listing) -> None:
         if low < 0 or high >= len(listing.classes):
             wrong = low if low < 0 else high
             raise UsageError(
-                f"--data {spec}: {_short(split)}_y holds labels outside 0..{len(listing.classes) - 1} (such as {wrong}): "
-                f"the set has {len(listing.classes)} classes; mend the labels or leave these images out"
+                f"--data {spec}: {_short(split)}_y holds labels outside 0..{len(listing.classes) - 1} "
+                f"(such as {wrong}): the set has {len(listing.classes)} classes; "
+                "mend the labels or leave these images out"
             )
 
 

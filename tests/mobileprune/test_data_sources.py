@@ -61,6 +61,58 @@ def test_a_class_that_only_validation_has_is_refused(tree: Path) -> None:
         load_data(str(tree), image_size=8)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "names", [("Train", "Val", "Test"), ("Training", "Validation", "Testing"), ("TRAIN", "valid", "test")]
+)
+def test_split_folders_however_they_are_written(tmp_path: Path, names: tuple[str, str, str], packed: bool) -> None:
+    root = tmp_path / "photos"
+    for name, count in zip(names, (5, 2, 1), strict=True):
+        for i in range(count):
+            write_image(root / name / "cats" / f"{i}.png", (200, 10 * i, 30 * count))
+            write_image(root / name / "dogs" / f"{i}.png", (0, 10 * i, 30 * count))
+    if packed:
+        with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+            archive.add(root, arcname="photos")
+    data = load_data(str(tmp_path / "photos.tar" if packed else root), image_size=8)
+    assert data.classes == ("cats", "dogs")
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 10, "validation": 4, "test": 2}
+    assert data.notes == ()
+
+
+def test_class_folders_beside_a_validation_folder(tree: Path) -> None:
+    expected = load_data(str(tree), image_size=8)
+    for name in ("cats", "dogs"):
+        (tree / "train" / name).rename(tree / name)
+    (tree / "train").rmdir()
+    assert load_data(str(tree), image_size=8).fingerprint() == expected.fingerprint()
+
+
+def test_a_second_folder_of_a_split_is_said_to_be_left_out(tree: Path) -> None:
+    write_image(tree / "Validation" / "cats" / "1.png", (1, 1, 1))
+    data = load_data(str(tree), image_size=8)
+    assert (len(data.validation), data.notes) == (8, (f"{tree}/Validation is not used: val is there",))
+
+
+def test_folders_that_hold_the_same_class_folders_are_no_classes(tree: Path) -> None:
+    (tree / "train").rename(tree / "fold 1")
+    (tree / "val").rename(tree / "fold 2")
+    reason = "'fold 1' and 'fold 2' both hold a folder 'cats', so they are splits and no classes; call such folders"
+    with pytest.raises(UsageError, match=reason):
+        load_data(str(tree), image_size=8)
+    for fold in ("fold 1", "fold 2"):  # if they are classes after all
+        (tree / "train").mkdir(exist_ok=True)
+        (tree / fold).rename(tree / "train" / fold)
+    assert load_data(str(tree), image_size=8).classes == ("fold 1", "fold 2")
+
+
+def test_class_folders_may_hold_folders(tmp_path: Path) -> None:
+    for i, place in enumerate(("cats/indoors", "cats/persian", "dogs/poodle", "dogs/indoors", "dogs/terrier")):
+        for j in range(2):
+            write_image(tmp_path / place / f"{j}.png", (9 * i, 9 * j, 0))
+    assert load_data(str(tmp_path), image_size=8).classes == ("cats", "dogs")
+
+
 def test_images_in_two_splits_are_reported(tree: Path) -> None:
     assert load_data(str(tree), image_size=8).notes == ()
     (tree / "val" / "dogs" / "copy.png").write_bytes((tree / "train" / "dogs" / "3.png").read_bytes())
