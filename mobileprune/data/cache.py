@@ -27,7 +27,7 @@ import torch
 from mobileprune.data.decode import Decoded, decode, image_bytes, in_memory
 from mobileprune.data.listing import Listing
 
-_FORMAT = 1  # of what is written here; raised when the resize rule or the files change
+_FORMAT = 2  # of what is written here; raised when the resize rule, the files or what counts as a split change
 _DEFAULT_LIMIT_GB = 50.0
 _STALE_S = 24 * 3600  # a half-built file this old has no builder any more
 

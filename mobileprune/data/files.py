@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from mobileprune.data.images import Labels
-from mobileprune.data.listing import IMAGE_SUFFIXES, SPLIT_NAMES, Listing, Records, Tree, identify
+from mobileprune.data.listing import IMAGE_SUFFIXES, Listing, Records, Tree, identify, split_named
 from mobileprune.errors import UsageError
 
 _FOLDER_SIZE = 224
@@ -33,7 +33,11 @@ def _is_image(path: PurePosixPath | Path) -> bool:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of class folders, or of ``train``, ``val`` and ``test`` folders of class folders."""
+    """A folder of class folders, or of ``train``, ``val`` and ``test`` folders of class folders.
+
+    ``training``, ``valid``, ``validation`` and ``testing`` are such folders, too, however they are capitalised. Without
+    ``train`` the classes lie beside ``val`` and ``test``.
+    """
 
     path: Path
 
@@ -131,7 +135,7 @@ def _common_depth(paths: list[PurePosixPath]) -> int:
     depth = 0
     while paths and all(len(p.parts) > depth + 2 for p in paths):
         shared = {p.parts[depth] for p in paths}
-        if len(shared) > 1 or shared & set(SPLIT_NAMES):
+        if len(shared) > 1 or any(map(split_named, shared)):
             break
         depth += 1
     return depth

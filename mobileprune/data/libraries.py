@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from mobileprune.data.listing import Listing, Records, identify
 from mobileprune.errors import MobilepruneError, UsageError
 
 _PHOTO_SIZE = 224
+_WRITE_FACTORY = "write a file.py:factory that returns the splits"
 # A mirrored digit, letter or traffic sign is another one.
 _NO_MIRROR = {"MNIST", "EMNIST", "KMNIST", "QMNIST", "USPS", "SVHN", "GTSRB", "Omniglot", "RenderedSST2"}
 
@@ -66,26 +68,29 @@ class Torchvision:
     def listing(self, size: int | None) -> Listing:
         kind = self._kind()
         parameters = inspect.signature(kind).parameters
-        choices: dict[str, dict[str, Any]]
+        choices: dict[str, list[dict[str, Any]]]  # ways to ask for a split; the first that the set knows
         if "train" in parameters:
-            choices = {"train": {"train": True}, "test": {"train": False}}
+            choices = {"train": [{"train": True}], "test": [{"train": False}]}
         elif "split" in parameters:
-            choices = {"train": {"split": "train"}, "validation": {"split": "val"}, "test": {"split": "test"}}
+            names = {"train": ["train"], "validation": ["val", "valid"], "test": ["test"]}
+            choices = {split: [{"split": name} for name in known] for split, known in names.items()}
         else:
             raise UsageError(
-                f"--data torchvision:{self.name}: it has no train split of labelled images; "
-                "write a file.py:factory that returns the splits"
+                f"--data torchvision:{self.name}: it has no train split of labelled images; {_WRITE_FACTORY}"
             )
         sets: dict[str, Any] = {}
-        for split, how in choices.items():
-            if (found := self._open(kind, how, required=split == "train")) is not None:
+        for split, ways in choices.items():
+            opened = (self._open(kind, how, required=split == "train") for how in ways)
+            if (found := next((one for one in opened if one is not None), None)) is not None:
                 sets[split] = found
         classes = getattr(sets["train"], "classes", None)
-        splits = {split: dataset_records(found, f"torchvision:{self.name}:{split}") for split, found in sets.items()}
-        names = _class_names(classes, splits)
+        splits = {
+            split: dataset_records(found, f"torchvision:{self.name}:{split}", threads=True)
+            for split, found in sets.items()
+        }
         own = min(splits["train"].open(0).size)
         size = size or (own if hasattr(sets["train"], "data") else _PHOTO_SIZE)
-        return Listing(names, splits, size, flip=self.name not in _NO_MIRROR)
+        return Listing(_class_names(classes, splits), splits, size, flip=self.name not in _NO_MIRROR)
 
     def _kind(self) -> Any:
         from importlib import import_module
@@ -105,10 +110,13 @@ class Torchvision:
             if self.download:
                 self._root.mkdir(parents=True, exist_ok=True)
             return kind(str(self._root), **how, **more)
-        except ValueError:
+        except (TypeError, ValueError) as error:  # no such split, or it asks for more than that
             if required:
-                raise
-            return None  # the set has no such split
+                reason = str(error).rstrip(".")
+                raise UsageError(
+                    f"--data torchvision:{self.name}: its train split cannot be opened ({reason}); {_WRITE_FACTORY}"
+                ) from error
+            return None
         except (RuntimeError, OSError) as error:
             if not required and not self.download:
                 return None
@@ -198,16 +206,18 @@ class HuggingFace:
             cell = encoded[i][image]
             return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"])
 
-        return Records(np.asarray(part[label][:], np.int64), picture, lambda i: f"hf:{self.spec}:{split}[{i}]")
+        where = f"hf:{self.spec}:{split}"
+        return Records(np.asarray(_numbers(part[label][:], where), np.int64), picture, lambda i: f"{where}[{i}]")
 
 
 @dataclass(frozen=True)
 class Factory:
     """``file.py:function``: a function that returns the splits, as a mapping or in the order train, validation, test.
 
-    A split is a torch data set of (image, label), a loader of such batches, or a pair of arrays. Images are PIL images,
-    uint8 arrays (H, W[, C]) or tensors (C, H, W), or floats in [0, 1] of the same shapes. The file may name its
-    ``CLASSES`` and say ``FLIP = False`` where a mirrored image has another meaning.
+    A split is a torch data set of (image, label), asked for one item at a time, a loader of such batches, or a pair of
+    arrays. Images are PIL images, uint8 arrays (H, W[, C]) or tensors (C, H, W), or floats in [0, 1] of such shapes.
+    The file may name its ``CLASSES`` (needed for names behind a ``target_transform``) and say ``FLIP = False`` where a
+    mirrored image has another meaning.
     """
 
     path: Path
@@ -235,7 +245,7 @@ class Factory:
         except Exception as error:  # the user's code may raise anything
             raise MobilepruneError(f"{where} failed: {type(error).__name__}: {error}") from error
         splits = {name: _records_of(part, f"{where}:{name}") for name, part in self._splits(made, where).items()}
-        classes = getattr(module, "CLASSES", None) or getattr(self._splits(made, where)["train"], "classes", None)
+        classes = getattr(module, "CLASSES", None) or own_names(self._splits(made, where)["train"])
         own = min(splits["train"].open(0).size)
         flip = bool(getattr(module, "FLIP", True))
         return Listing(_class_names(classes, splits), splits, size or own, flip=flip, encoded=False)
@@ -276,7 +286,7 @@ def _records_of(part: Any, where: str) -> Records:
         images, labels = part
         if len(images) != len(labels):
             raise UsageError(f"{where}: {len(images)} images but {len(labels)} labels")
-        return _made(lambda i: images[i], [int(label) for label in labels], where)
+        return _made(lambda i: images[i], _numbers(labels, where), where)
     if hasattr(part, "__getitem__") and hasattr(part, "__len__"):
         return dataset_records(part, where)
     try:
@@ -286,18 +296,60 @@ def _records_of(part: Any, where: str) -> Records:
         raise UsageError(
             f"{where} is a {type(part).__name__}: give a data set of (image, label), a loader of batches or two arrays"
         ) from error
-    return _made(lambda i: pairs[i][0], [int(label) for _, label in pairs], where)
+    return _made(lambda i: pairs[i][0], _numbers((label for _, label in pairs), where), where)
 
 
-def dataset_records(dataset: Any, where: str) -> Records:
-    """Records of a torch data set of (image, label). Labels are read from its usual fields where it has them."""
-    known = next((getattr(dataset, n) for n in ("targets", "_labels", "labels") if hasattr(dataset, n)), None)
-    if known is None or len(known) != len(dataset):
-        known = [dataset[i][1] for i in range(len(dataset))]
-    return _made(lambda i: dataset[i][0], [int(label) for label in known], where)
+def dataset_records(dataset: Any, where: str, *, threads: bool = False) -> Records:
+    """Records of a torch data set of (image, label).
+
+    Labels are read from its usual fields where these hold one number each and no ``target_transform`` makes others of
+    them. threads: whether its items may be read by several threads at once. Else one reads at a time, as items may come
+    from one file handle; making RGB squares of them stays parallel. Raises UsageError where a label is no number.
+    """
+    fields = (getattr(dataset, name, None) for name in ("targets", "_labels", "labels"))
+    known = None if _renumbers(dataset) else next((field for field in fields if field is not None), None)
+    if known is None or len(known) != len(dataset) or (len(known) and np.asarray(known[0]).size != 1):
+        known = (dataset[i][1] for i in range(len(dataset)))
+    read = (lambda i: dataset[i][0]) if threads else _one_at_a_time(dataset)
+    return _made(read, _numbers(known, where), where)
 
 
-def _made(image: Any, labels: Sequence[int], where: str) -> Records:
+def _one_at_a_time(dataset: Any) -> Callable[[int], Any]:
+    lock = threading.Lock()
+
+    def read(i: int) -> Any:
+        with lock:
+            image = dataset[i][0]
+            if isinstance(image, Image.Image):
+                image.load()  # PIL leaves the pixels in the file until they are wanted
+        return image
+
+    return read
+
+
+def own_names(dataset: Any) -> Iterable[Any] | None:
+    """The class names that a data set brings; None where its ``target_transform`` makes other classes of them."""
+    return None if _renumbers(dataset) else getattr(dataset, "classes", None)
+
+
+def _renumbers(dataset: Any) -> bool:
+    return getattr(dataset, "target_transform", None) is not None
+
+
+def _numbers(labels: Iterable[Any], where: str) -> list[int]:
+    """Labels as class numbers, -1 where there is none. Raises UsageError for one that is no single number."""
+    found: list[int] = []
+    for label in labels:
+        try:
+            found.append(-1 if label is None else int(label))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"{where}: the label of image {len(found)} is a {type(label).__name__} ({error}); give one class number"
+            ) from error
+    return found
+
+
+def _made(image: Callable[[int], Any], labels: Sequence[int], where: str) -> Records:
     if not labels:
         raise UsageError(f"{where}: empty; give images or leave the split out")
     table: Labels = np.asarray(labels, np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -15,8 +16,12 @@ from mobileprune.data.images import Labels
 from mobileprune.errors import UsageError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff"}
-VALIDATION_NAMES = ("val", "valid", "validation")
-SPLIT_NAMES = {"train": "train", "test": "test", **dict.fromkeys(VALIDATION_NAMES, "validation")}
+# Of folders, however they are capitalised; of two names for one split the first here is used.
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 # What opening a damaged image raises, by PIL's decoders.
 BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
@@ -95,6 +100,11 @@ def identify(path: Path, *parts: object) -> str:
     return "|".join(map(str, (path.resolve(), *stamp, *parts)))
 
 
+def split_named(folder: str) -> str | None:
+    """The split that a folder of this name holds: ``train``, ``validation`` or ``test``; None for another name."""
+    return SPLIT_NAMES.get(folder.casefold())
+
+
 @dataclass(frozen=True)
 class Tree:
     """Files below class folders, as in a folder or an archive: paths of the images, and of the folders."""
@@ -109,7 +119,7 @@ class Tree:
         depth = len(prefix.parts)
         names = {f.parts[depth] for f in self.folders if len(f.parts) == depth + 1 and f.parts[:depth] == prefix.parts}
         if depth == 0:
-            names -= {*VALIDATION_NAMES, "test"}
+            names = {name for name in names if split_named(name) is None}
         if not names:
             raise UsageError(
                 f"--data {self.where}: empty or without class folders; put the images into {self.where}/CLASS/*.jpg"
@@ -118,19 +128,42 @@ class Tree:
 
     def _prefix(self, split: str) -> PurePosixPath:
         """The folder that holds the classes of ``split``; train may be the root itself."""
-        inside = [f for f in self.folders if len(f.parts) == 1 and SPLIT_NAMES.get(f.parts[0]) == split]
-        if inside:
-            return min(inside, key=lambda f: (*VALIDATION_NAMES, "train", "test").index(f.parts[0]))
-        return PurePosixPath()
+        return next(iter(self._folders_of(split)), PurePosixPath())
+
+    def _folders_of(self, split: str) -> list[PurePosixPath]:
+        """The folders that are named as ``split``, the one to use first."""
+        named = [f for f in self.folders if len(f.parts) == 1 and split_named(f.name) == split]
+        return sorted(named, key=lambda f: (list(SPLIT_NAMES).index(f.name.casefold()), f.name))
+
+    def _refuse_splits_as_classes(self) -> None:
+        """Raises UsageError where folders at the root hold the same class folders: splits of names that are not known.
+
+        With a train folder the person has said what is a class, whatever is below it.
+        """
+        inside: dict[str, set[str]] = {}  # folder names below each folder at the root
+        for file in self.files:
+            if len(file.parts) < 2 or split_named(file.parts[0]):
+                continue
+            if len(file.parts) == 2:
+                return
+            inside.setdefault(file.parts[0], set()).add(file.parts[1])
+        times = Counter(name for names in inside.values() for name in names)
+        repeated = sorted(name for name, count in times.items() if count > 1)
+        if len(repeated) * 2 > len(times):
+            outer = sorted(name for name, names in inside.items() if repeated[0] in names)
+            raise UsageError(
+                f"--data {self.where}: {outer[0]!r} and {outer[1]!r} both hold a folder {repeated[0]!r}, so they are "
+                "splits and no classes; call such folders train, val and test, or, if they are classes, "
+                f"put them into {self.where}/train"
+            )
 
     def records(self, open_file: Callable[[int], Image.Image], size: int) -> Listing:
-        """The listing of this tree; ``open_file`` opens the i-th of ``files``."""
+        """The listing of this tree; ``open_file`` opens the i-th of ``files``. Raises UsageError for an odd tree."""
         classes = self.classes()
-        has_train = bool(self._prefix("train").parts)
+        if not self._folders_of("train"):
+            self._refuse_splits_as_classes()
         members: dict[str, list[tuple[int, int]]] = {"train": []}
-        for split in ("validation", "test") if has_train else ("test",):
-            if self._prefix(split).parts:
-                members[split] = []
+        members |= {split: [] for split in ("validation", "test") if self._folders_of(split)}
         number = {name: i for i, name in enumerate(classes)}
         for split, found in members.items():
             prefix = self._prefix(split)
@@ -139,7 +172,7 @@ class Tree:
                 if file.parts[:depth] != prefix.parts or len(file.parts) < depth + 2:
                     continue
                 name = file.parts[depth]
-                if not depth and name in SPLIT_NAMES:
+                if not depth and split_named(name):
                     continue
                 if name not in number:
                     raise UsageError(f"--data {self.where}/{prefix}: class {name!r} is not among the training classes")
@@ -150,7 +183,15 @@ class Tree:
                     f"put them into {self.where}/{prefix / 'CLASS'}/*.jpg"
                 )
         splits = {split: self._records(found, open_file) for split, found in members.items()}
-        return Listing(classes, splits, size)
+        return Listing(classes, splits, size, notes=tuple(self._unused()))
+
+    def _unused(self) -> list[str]:
+        """A note on each folder beside the one that is used for a split."""
+        notes: list[str] = []
+        for split in ("train", "validation", "test"):
+            used, *others = self._folders_of(split) or [PurePosixPath()]
+            notes += [f"{self.where}/{other} is not used: {used} is there" for other in others]
+        return notes
 
     def _records(self, found: list[tuple[int, int]], open_file: Callable[[int], Image.Image]) -> Records:
         order = [i for _, i in sorted(found, key=lambda pair: (pair[0], self.files[pair[1]]))]

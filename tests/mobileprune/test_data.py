@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mobileprune.data import ImageData, load_data, resize
+from mobileprune.data import ImageData, Split, load_data, resize
 from mobileprune.errors import UsageError
 from mobileprune.training.batches import Crops, View, batches
 
@@ -130,6 +130,21 @@ def test_npz_keeps_its_test_split(tmp_path: Path) -> None:
     assert (len(data.train), len(data.validation), len(data.test)) == (18, 2, 4)
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_without_labels_is_left_out(tmp_path: Path, split: str) -> None:
+    x, y = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8), np.arange(20) % 2
+    whole = load_data(npz(tmp_path / "a.npz", train_x=x, train_y=y))
+    more = {f"{split}_x": x[:4], f"{split}_y": np.full(4, -1)}
+    data = load_data(npz(tmp_path / "b.npz", train_x=x, train_y=y, **more))
+    name = {"val": "validation"}.get(split, split)
+    assert data.notes == (f"{name} split left out: none of its 4 images has a label",)
+    assert data.test is None
+    assert data.fingerprint() == whole.fingerprint()  # validation is held out of train, as where there is none
+    more[f"{split}_y"][1] = 1
+    with pytest.raises(UsageError, match=rf"{split}_y holds labels .*such as -1.*mend the labels or leave"):
+        load_data(npz(tmp_path / "c.npz", train_x=x, train_y=y, **more))
+
+
 def bad_npz(folder: Path, kind: str) -> str:
     x, y = np.zeros((8, 8, 8, 3), np.uint8), np.arange(8) % 2
     wrong = {
@@ -179,6 +194,21 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "void" / "a").mkdir(parents=True)
     with pytest.raises(UsageError, match="no readable image"):
         load_data(str(tmp_path / "void"))
+
+
+def test_statistics_take_no_more_memory_for_more_images() -> None:
+    images = torch.randint(0, 200, (3000, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[:, 1] //= 2
+    split = Split(images, torch.arange(3000) % 2)
+    data = ImageData("noise", split, split, None, ("a", "b"), flip=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        mean, std = data.statistics()
+    assert max(event.cpu_memory_usage for event in profile.events()) < images.nbytes  # uint8, not as floats
+    pixels = images.double() / 255
+    assert torch.allclose(torch.tensor(mean).double(), pixels.mean((0, 2, 3)), atol=1e-4)
+    assert torch.allclose(torch.tensor(std).double(), pixels.std((0, 2, 3)), atol=1e-4)
+    black = Split(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.arange(2))
+    assert ImageData("black", black, black, None, ("a", "b"), flip=True).statistics() == ((0.0,) * 3, (0.001,) * 3)
 
 
 def test_view_normalises_and_resizes() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_data import write_image
 
+from mobileprune._torchvision import import_torchvision
 from mobileprune.data import ImageData, describe_data, load_data
 from mobileprune.errors import MobilepruneError, UsageError
 
@@ -60,6 +61,58 @@ def test_a_class_that_only_validation_has_is_refused(tree: Path) -> None:
         load_data(str(tree), image_size=8)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "names", [("Train", "Val", "Test"), ("Training", "Validation", "Testing"), ("TRAIN", "valid", "test")]
+)
+def test_split_folders_however_they_are_written(tmp_path: Path, names: tuple[str, str, str], packed: bool) -> None:
+    root = tmp_path / "photos"
+    for name, count in zip(names, (5, 2, 1), strict=True):
+        for i in range(count):
+            write_image(root / name / "cats" / f"{i}.png", (200, 10 * i, 30 * count))
+            write_image(root / name / "dogs" / f"{i}.png", (0, 10 * i, 30 * count))
+    if packed:
+        with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+            archive.add(root, arcname="photos")
+    data = load_data(str(tmp_path / "photos.tar" if packed else root), image_size=8)
+    assert data.classes == ("cats", "dogs")
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 10, "validation": 4, "test": 2}
+    assert data.notes == ()
+
+
+def test_class_folders_beside_a_validation_folder(tree: Path) -> None:
+    expected = load_data(str(tree), image_size=8)
+    for name in ("cats", "dogs"):
+        (tree / "train" / name).rename(tree / name)
+    (tree / "train").rmdir()
+    assert load_data(str(tree), image_size=8).fingerprint() == expected.fingerprint()
+
+
+def test_a_second_folder_of_a_split_is_said_to_be_left_out(tree: Path) -> None:
+    write_image(tree / "Validation" / "cats" / "1.png", (1, 1, 1))
+    data = load_data(str(tree), image_size=8)
+    assert (len(data.validation), data.notes) == (8, (f"{tree}/Validation is not used: val is there",))
+
+
+def test_folders_that_hold_the_same_class_folders_are_no_classes(tree: Path) -> None:
+    (tree / "train").rename(tree / "fold 1")
+    (tree / "val").rename(tree / "fold 2")
+    reason = "'fold 1' and 'fold 2' both hold a folder 'cats', so they are splits and no classes; call such folders"
+    with pytest.raises(UsageError, match=reason):
+        load_data(str(tree), image_size=8)
+    for fold in ("fold 1", "fold 2"):  # if they are classes after all
+        (tree / "train").mkdir(exist_ok=True)
+        (tree / fold).rename(tree / "train" / fold)
+    assert load_data(str(tree), image_size=8).classes == ("fold 1", "fold 2")
+
+
+def test_class_folders_may_hold_folders(tmp_path: Path) -> None:
+    for i, place in enumerate(("cats/indoors", "cats/persian", "dogs/poodle", "dogs/indoors", "dogs/terrier")):
+        for j in range(2):
+            write_image(tmp_path / place / f"{j}.png", (9 * i, 9 * j, 0))
+    assert load_data(str(tmp_path), image_size=8).classes == ("cats", "dogs")
+
+
 def test_images_in_two_splits_are_reported(tree: Path) -> None:
     assert load_data(str(tree), image_size=8).notes == ()
     (tree / "val" / "dogs" / "copy.png").write_bytes((tree / "train" / "dogs" / "3.png").read_bytes())
@@ -84,6 +137,46 @@ def test_torchvision_by_name(tmp_path: Path) -> None:
         load_data("torchvision:SBU")
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("EMNIST", "balanced"),
+        ("OxfordIIITPet", "trainval"),
+        ("Places365", "train-standard"),
+        ("HMDB51", "annotation_path"),
+    ],
+)
+def test_a_torchvision_set_without_a_split_that_is_called_train(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=rf"torchvision:{name}: .*{reason}.*write a file\.py:factory"):
+        load_data(f"torchvision:{name}", root=tmp_path)
+
+
+def test_a_torchvision_set_whose_validation_split_is_called_valid(tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("valid", 3), ("test", 2)):
+        for i in range(count):
+            write_image(tmp_path / "country211" / split / "AD" / f"{i}.jpg", (200, 20 * i, 9 * count))
+            write_image(tmp_path / "country211" / split / "AE" / f"{i}.jpg", (0, 20 * i, 9 * count))
+    data = load_data("torchvision:Country211", image_size=8, root=tmp_path)
+    assert data.test is not None
+    assert (len(data.train), len(data.validation), len(data.test)) == (8, 6, 4)
+
+
+def test_torchvision_labels_of_several_numbers(tmp_path: Path) -> None:
+    """QMNIST's targets hold the digit, then who wrote it and where."""
+    raw = tmp_path / "QMNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    labels = np.stack([np.arange(20) % 10, *np.ones((7, 20))], axis=1).astype(">i4")
+    for split in ("train", "test"):
+        for kind, code, array in (("images-idx3-ubyte", 0x803, pixels), ("labels-idx2-int", 0xC02, labels)):
+            header = np.array([code, *array.shape], ">i4").tobytes()
+            (raw / f"qmnist-{split}-{kind}").write_bytes(header + array.tobytes())
+    data = load_data("torchvision:QMNIST", root=tmp_path)
+    assert (len(data.classes), data.size, data.flip) == (10, 8, False)
+    assert data.test is not None
+    assert data.test.labels.tolist() == [i % 10 for i in range(20)]
+
+
 def test_a_hugging_face_set_on_disk(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
     from PIL import Image
@@ -101,6 +194,13 @@ def test_a_hugging_face_set_on_disk(tmp_path: Path) -> None:
     assert any(note.startswith("leak: ") for note in data.notes)
     with pytest.raises(UsageError, match="cannot be loaded"):
         load_data(f"hf:{tmp_path / 'nothing'}")
+    for kept_back in (-1, None):
+        labels = {"image": pictures, "label": [kept_back] * 20}
+        secret = datasets.Dataset.from_dict(labels, features=features)
+        datasets.DatasetDict({"train": whole, "test": secret}).save_to_disk(tmp_path / f"contest{kept_back}")
+        contest = load_data(f"hf:{tmp_path / f'contest{kept_back}'}", image_size=8)
+        assert contest.test is None
+        assert contest.notes == ("test split left out: none of its 20 images has a label",)
 
 
 _FACTORY = """
@@ -120,6 +220,7 @@ def counts(): return x, y[:5]
 def empty(): return x[:0], y[:0]
 def number(): return 3
 def normalised(): return 4 * x.astype(float) - 2, y
+def several(): return TensorDataset(tensors, torch.eye(2)[y])
 def fails(): raise RuntimeError("the disk is not plugged in")
 """
 
@@ -139,6 +240,66 @@ def test_the_users_own_function(factory: Path) -> None:
         assert load_data(f"{factory}:{function}").fingerprint() == expected.fingerprint(), function
 
 
+_ONE_HANDLE = """
+import io, tarfile, time
+import numpy as np
+from PIL import Image
+class Slow(io.FileIO):
+    def seek(self, *where):
+        found = super().seek(*where)
+        time.sleep(0.0005)  # another thread's turn
+        return found
+class Frames:
+    def __init__(self):
+        self.file = Slow({file!r})
+        self.tar = tarfile.open(fileobj=self.file)
+        self.members = self.tar.getmembers()
+    def __len__(self): return len(self.members)
+class Pixels(Frames):
+    def __getitem__(self, i):
+        return np.asarray(Image.open(self.tar.extractfile(self.members[i]))), i % 2
+class Pictures(Frames):
+    def __getitem__(self, i):
+        return Image.open(self.tar.extractfile(self.members[i])), i % 2  # not yet read by PIL
+def pixels(): return Pixels()
+def pictures(): return Pictures()
+"""
+
+
+@pytest.mark.parametrize("function", ["pixels", "pictures"])
+def test_a_data_set_that_reads_from_one_file_handle(tmp_path: Path, function: str) -> None:
+    with tarfile.open(tmp_path / "frames.tar", "w") as archive:
+        for i in range(40):
+            write_image(tmp_path / f"{i}.bmp", (6 * i, 0, 0), (80, 80))  # more than is read ahead
+            archive.add(tmp_path / f"{i}.bmp")
+    file = tmp_path / "frames.py"
+    file.write_text(_ONE_HANDLE.format(file=str(tmp_path / "frames.tar")))
+    data = load_data(f"{file}:{function}", image_size=8)
+    assert not data.notes
+    found = torch.cat([data.train.images, data.validation.images])[:, 0, 4, 4]
+    assert found.sort().values.tolist() == [6 * i for i in range(40)]
+    assert torch.equal(data.train.images[:, 0, 4, 4] // 6 % 2, data.train.labels)
+
+
+_RENUMBERED = """
+from torchvision.datasets import ImageFolder
+CLASSES = {names}
+def swapped(): return ImageFolder({root!r}, target_transform={{0: 1, 1: 0}}.get)
+"""
+
+
+@pytest.mark.parametrize(("names", "expected"), [(None, ("0", "1")), (("dog", "cat"), ("dog", "cat"))])
+def test_labels_are_those_behind_a_target_transform(
+    tree: Path, tmp_path: Path, names: tuple[str, ...] | None, expected: tuple[str, ...]
+) -> None:
+    import_torchvision()  # beside a CPU-only torch a plain import fails
+    file = tmp_path / "renumbered.py"
+    file.write_text(_RENUMBERED.format(names=names, root=str(tree / "train")))
+    data = load_data(f"{file}:swapped", image_size=8)
+    assert data.classes == expected
+    assert torch.equal(data.train.images[:, 0, 4, 4] == 200, data.train.labels == 1)  # the cats are red
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
@@ -147,6 +308,7 @@ def test_the_users_own_function(factory: Path) -> None:
         ("empty", "empty; give images"),
         ("number", "is a int: give a data set of"),
         ("normalised", r"an image is float64 .*not yet normalised"),
+        ("several", r"the label of image 0 is a Tensor .*give one class number"),
         ("fails", "RuntimeError: the disk is not plugged in"),
         ("nothing", "the file has no function 'nothing'"),
     ],
