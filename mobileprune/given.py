@@ -90,8 +90,8 @@ def as_images(data: Any, normalisation: Normalisation | None = None, *, flip: bo
     a Dataset, any iterable of (images, labels) batches, or one pair of tensors or arrays. images: uint8, or float in
     [0, 1], or float normalised by ``normalisation`` (which is then undone): (N, 3, S, S), (N, S, S, 3) or one channel.
     flip: whether a mirrored image keeps its meaning. The notes tell of images that are in two splits, and of classes
-    that are in none (outputs of a network that tells more apart). Raises UsageError for anything else, for fewer than two
-    classes, and for a class that has images, but none to train on.
+    that are in none (outputs of a network that tells more apart). Raises UsageError for anything else, for fewer than
+    two classes, and for a class that has images, but none to train on.
     """
     if isinstance(data, ImageData):
         return data
