@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from mobileprune.data import ImageData, Split
 from mobileprune.data.libraries import own_names
+from mobileprune.data.load import check, leaks
 from mobileprune.errors import MobilepruneError, UsageError
 
 MODULE = "module"  # the library of a network that was given; no command line can name it
@@ -87,7 +89,9 @@ def as_images(data: Any, normalisation: Normalisation | None = None, *, flip: bo
     data: ``(train, validation)`` or ``(train, validation, test)``, or a mapping with these names. Each is a DataLoader,
     a Dataset, any iterable of (images, labels) batches, or one pair of tensors or arrays. images: uint8, or float in
     [0, 1], or float normalised by ``normalisation`` (which is then undone): (N, 3, S, S), (N, S, S, 3) or one channel.
-    flip: whether a mirrored image keeps its meaning. Raises UsageError for anything else.
+    flip: whether a mirrored image keeps its meaning. The notes tell of images that are in two splits, and of classes
+    that are in none (outputs of a network that tells more apart). Raises UsageError for anything else, for fewer than
+    two classes, and for a class that has images, but none to train on.
     """
     if isinstance(data, ImageData):
         return data
@@ -102,9 +106,22 @@ def as_images(data: Any, normalisation: Normalisation | None = None, *, flip: bo
     classes = tuple(map(str, _class_names(parts["train"]) or range(top + 1)))
     if top >= len(classes):
         raise UsageError(f"the labels go up to {top}, but there are {len(classes)} class names")
-    return ImageData(
+    found = ImageData(
         "given images", splits["train"], splits["validation"], splits.get("test"), classes=classes, flip=flip
     )
+    return replace(found, notes=_checked(found))
+
+
+def _checked(data: ImageData) -> tuple[str, ...]:
+    """What is odd about the data, in words. Raises UsageError where they cannot train a classifier."""
+    splits, count = data.splits, len(data.classes)
+    unused = set(range(count)) - {int(label) for split in splits.values() for label in split.labels.unique()}
+    check(data, "the given images", unused=unused)
+    notes = leaks({name: split.digests for name, split in splits.items()})
+    if unused:
+        such = data.classes[min(unused)]
+        notes.append(f"{len(unused)} of {count} classes have no image in any split, such as {such!r}")
+    return tuple(notes)
 
 
 def _class_names(part: Any) -> Sequence[str] | None:

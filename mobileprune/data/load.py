@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from mobileprune.data import cache
 from mobileprune.data.decode import Decoded
 from mobileprune.data.files import Archive, Folder, Npz, is_archive
-from mobileprune.data.images import ImageData, Split
+from mobileprune.data.images import ImageData, Pixels, Split
 from mobileprune.data.libraries import Digits, Factory, HuggingFace, Torchvision
 from mobileprune.data.listing import Listing, Source
 from mobileprune.errors import UsageError
@@ -123,13 +124,15 @@ def assemble(spec: str, found: cache.Prepared, labels: str | None = None) -> Ima
         raise UsageError(
             f"--data {spec}: {len(broken)} images cannot be read (first: {broken[0]}); mend or remove them"
         )
-    notes = [*found.notes, *_shortened([f"not read: {entry}" for entry in broken]), *leaks(found.splits)]
+    digests = {split: part.digests for split, part in found.splits.items()}
+    leaked = leaks(digests, lambda split, i: found.splits[split].name(i))
+    notes = [*found.notes, *_shortened([f"not read: {entry}" for entry in broken]), *leaked]
     splits = {name: Split(part.images, part.labels, part.digests) for name, part in found.splits.items()}
     name = find_source(spec).name
     data = ImageData(
         name, splits["train"], splits["validation"], splits.get("test"), found.classes, found.flip, tuple(notes)
     )
-    _check(data, spec)
+    check(data, f"--data {spec}")
     return map_labels(data, labels) if labels else data
 
 
@@ -138,33 +141,41 @@ def _shortened(notes: list[str]) -> list[str]:
     return notes if rest <= 0 else [*notes[:_SHOWN], f"and {rest} more"]
 
 
-def _check(data: ImageData, spec: str) -> None:
-    if len(data.classes) < 2:
-        raise UsageError(f"--data {spec}: only one class ({data.classes[0]}); a classifier needs two or more")
-    counts = torch.bincount(data.train.labels, minlength=len(data.classes))
-    if int(counts.min()) == 0:
-        empty = data.classes[int(counts.argmin())]
-        raise UsageError(f"--data {spec}: class {empty!r} has no training image; add some or remove the class")
+def check(data: ImageData, where: str, *, unused: Collection[int] = ()) -> None:
+    """Raises UsageError, beginning with ``where``, for data that cannot train a classifier.
+
+    unused: classes that may be without training images.
+    """
+    counts = class_counts(data.train, len(data.classes))
+    trained = [name for name, count in zip(data.classes, counts, strict=True) if count]
+    empty = [name for i, name in enumerate(data.classes) if not counts[i] and i not in unused]
+    if empty:
+        raise UsageError(f"{where}: class {empty[0]!r} has no training image; add some or remove the class")
+    if len(trained) < 2:
+        raise UsageError(f"{where}: only one class ({trained[0]}); a classifier needs two or more")
     if len(data.validation) == 0:
-        raise UsageError(f"--data {spec}: no image is left for validation; add images")
+        raise UsageError(f"{where}: no image is left for validation; add images")
 
 
-def leaks(splits: dict[str, Decoded]) -> list[str]:
-    """Images of one split that are in an earlier one, pixel by pixel: what is measured on them is not to be trusted."""
+def leaks(digests: Mapping[str, Pixels], name: Callable[[str, int], str] | None = None) -> list[str]:
+    """Images of one split that are in an earlier one, pixel by pixel: what is measured on them is not to be trusted.
+
+    digests: of each split's images, uint8 (N, 16). name: what to call image i of a split; without it none is named.
+    """
     notes: list[str] = []
-    order = [name for name in ("train", "validation", "test") if name in splits]
-    known = {name: {row.tobytes(): i for i, row in enumerate(splits[name].digests)} for name in order}
+    order = [split for split in ("train", "validation", "test") if split in digests]
+    known = {split: {row.tobytes(): i for i, row in enumerate(digests[split])} for split in order}
     for i, later in enumerate(order):
         for earlier in order[:i]:
             shared = [row for row in known[later] if row in known[earlier]]
             if not shared:
                 continue
-            count = sum(row.tobytes() in known[earlier] for row in splits[later].digests)
-            a, b = splits[later].name(known[later][shared[0]]), splits[earlier].name(known[earlier][shared[0]])
-            notes.append(
-                f"leak: {count} of {len(splits[later].labels)} {later} images are {earlier} images, too, "
-                f"such as {a} = {b}"
-            )
+            count = sum(row.tobytes() in known[earlier] for row in digests[later])
+            note = f"leak: {count} of {len(digests[later])} {later} images are {earlier} images, too"
+            if name is not None:
+                a, b = (name(split, known[split][shared[0]]) for split in (later, earlier))
+                note += f", such as {a} = {b}"
+            notes.append(note)
     return notes
 
 

@@ -170,6 +170,37 @@ def test_images_that_cannot_be_right() -> None:
             as_images((train, (x, y)))
 
 
+def test_images_in_two_splits_and_classes_without_images_are_told() -> None:
+    x, y = pixels(), torch.arange(12) % 3
+    assert as_images(((x, y), (pixels(seed=1), y))).notes == ()
+    overlapping = as_images(((x, y), (torch.cat([x[:4], pixels(5, seed=1)]), y[:9]), (x[:1], y[:1])))
+    assert overlapping.notes == (
+        "leak: 4 of 9 validation images are train images, too",
+        "leak: 1 of 1 test images are train images, too",
+        "leak: 1 of 1 test images are validation images, too",
+    )
+    few = as_images(((x, 2 * y), (pixels(seed=1), 2 * y)))  # of a network with more outputs
+    assert few.notes == ("2 of 5 classes have no image in any split, such as '1'",)
+    with pytest.raises(mobileprune.UsageError, match=r"the given images: only one class \(0\)"):
+        as_images(((x, 0 * y), (pixels(seed=1), 0 * y)))
+    with pytest.raises(mobileprune.UsageError, match="the given images: class '3' has no training image"):
+        as_images(((x, y), (pixels(seed=1), y + 1)))
+
+
+def test_names_before_a_target_transform_are_not_those_of_the_labels() -> None:
+    class Renumbered:
+        classes, target_transform = ("cat", "dog"), {0: 1, 1: 0}.get  # no longer the names of the labels that it gives
+
+        def __len__(self) -> int:
+            return 12
+
+        def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+            return pixels(seed=i)[0], i % 2
+
+    data = as_images((Renumbered(), (pixels(seed=99), torch.arange(12) % 2)))
+    assert data.classes == ("0", "1")
+
+
 def test_a_fingerprint_is_of_the_layers_and_not_of_the_weights() -> None:
     assert fingerprint(network()) == fingerprint(network())
     assert fingerprint(network()) != fingerprint(mobileprune.load_model("resnet20", classes=3))
