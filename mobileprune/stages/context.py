@@ -61,6 +61,11 @@ class Context:
         model = self.asked["model"]
         return ModelSource(model["library"], model["name"], model.get("arguments", {}))
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the base begins with weights from a file."""
+        return "checkpoint" in self.asked["model"]
+
     @cached_property
     def profile(self) -> DeviceProfile:
         return profile_of(self.run)
@@ -118,7 +123,7 @@ class Context:
     @cached_property
     def view(self) -> View:
         """What the base network sees."""
-        mean, std = self.source.normalisation() or self.data.statistics()
+        mean, std = self.source.normalisation(checkpoint=self.has_checkpoint) or self.data.statistics()
         return View(self.data.size, mean, std)
 
     def view_at(self, size: int) -> View:
