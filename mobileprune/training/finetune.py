@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mobileprune._torchvision import import_timm
 from mobileprune.data import ImageData
 from mobileprune.errors import MobilepruneError
+from mobileprune.tensors import logits_in
 from mobileprune.training.batches import Batch, Share, View, batches, images_per_epoch, resident
 from mobileprune.training.distill import distillation_loss
 from mobileprune.training.memory import TooLargeError, out_of_memory, parts, release
@@ -259,12 +260,12 @@ class _Training:
     def _loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and the mean loss over ``images``."""
         seen = self.view(images)
-        logits = self.network(seen if self.schedule.channels_last else seen.contiguous()).float()
+        logits = logits_in(self.network(seen if self.schedule.channels_last else seen.contiguous()))
         loss = F.cross_entropy(logits, targets, label_smoothing=self.schedule.label_smoothing)
         if self.teacher is None:
             return logits, loss
         with torch.inference_mode():
-            answers = self.teacher.model(self.teacher.view(images)).float()
+            answers = logits_in(self.teacher.model(self.teacher.view(images)))
         share = self.schedule.distillation
         taught = distillation_loss(logits, answers.clone(), self.schedule.temperature)
         return logits, (1 - share) * loss + share * taught
