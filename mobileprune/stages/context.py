@@ -19,6 +19,7 @@ from mobileprune.models import ModelSource
 from mobileprune.progress import Display
 from mobileprune.pruning.anatomy import Anatomy
 from mobileprune.pruning.blocks import Ranking
+from mobileprune.randomness import own_randomness
 from mobileprune.request import timed_format
 from mobileprune.run import Run
 from mobileprune.stages import weights
@@ -140,6 +141,7 @@ class Context:
         seen = self.run.journal.get("data", "fingerprint")
         return tuple(seen["classes"]) if seen else self.data.classes
 
+    @own_randomness()
     def new_model(self) -> nn.Module:
         """The base's architecture as its constructor makes it; the same weights each time for the same seed."""
         torch.manual_seed(self.seed)

@@ -83,6 +83,17 @@ def test_weights_that_there_are_not() -> None:
         find_model("timm:resnet18", {"pretrained": True, "pretrained_cfg": "no_such"}).normalisation()
 
 
+def test_building_a_network_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None:
+    request = Request(model=f"{TINY}:tiny", image_size=16)
+    ctx = Context(open_or_create(tmp_path / "run", request), Quiet())
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    first, second = ctx.new_model().state_dict(), ctx.new_model().state_dict()
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
 def test_a_checkpoint_of_a_library_network_sees_what_the_library_shows_and_that_is_said(tmp_path: Path) -> None:
     source = find_model("timm:test_resnet")
     torch.save(source.build(10).state_dict(), tmp_path / "w.pt")

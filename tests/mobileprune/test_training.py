@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from mobileprune.training.batches import View
 from mobileprune.training.distill import distillation_loss
 from mobileprune.training.evaluate import evaluate, usual_batch
 from mobileprune.training.finetune import Progress, Schedule, Teacher, fit
+from mobileprune.training.rates import find_rate
 from mobileprune.training.speed import fastest_setting
 
 VIEW = View(16, (0.5,) * 3, (0.5,) * 3)
@@ -193,6 +195,22 @@ def test_score_of_a_known_network(data: ImageData) -> None:
     assert score.accuracy == pytest.approx(zeros / len(data.validation))
     assert score.loss == pytest.approx(math.log(10), rel=1e-5)
     assert score.std > 0
+
+
+def test_the_callers_random_numbers_are_its_own(data: ImageData) -> None:
+    def drawn() -> tuple[float, float]:
+        return float(torch.rand(())), float(np.random.rand())
+
+    torch.manual_seed(5)
+    np.random.seed(5)
+    expected = [drawn(), drawn()]
+    few, model = replace(data, train=data.train.sample(64)), net()
+    torch.manual_seed(5)
+    np.random.seed(5)
+    fit(model, few, VIEW, replace(SCHEDULE, epochs=1, mixup=0.2), seed=1)
+    assert drawn() == expected[0]
+    find_rate(model, few, VIEW, replace(SCHEDULE, mixup=0.2), seed=1)
+    assert drawn() == expected[1]
 
 
 def test_trying_threads_changes_nothing_but_their_number(data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
