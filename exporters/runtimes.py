@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,16 @@ from exporters.files import shown
 from exporters.quiet import without_info_lines
 
 Array = NDArray[np.float32]
+
+
+class Images(Protocol):
+    """Normalised float32 images (N, C, H, W), an array or what makes the parts of one when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, some: slice, /) -> Array: ...
+
+
 _CHUNK = 32  # images per run of a file whose batch is open
 
 

@@ -20,7 +20,7 @@ from exporters.errors import ExportError
 from exporters.files import atomic, shown, with_ending
 from exporters.old import OtherRuntime, check_old
 from exporters.operators import Acceleration, acceleration, peak_memory
-from exporters.runtimes import Array, End, Runtime, open_runtime
+from exporters.runtimes import Array, End, Images, Runtime, open_runtime
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,6 +43,7 @@ ATOL = 1e-4  # what a float32 file may differ by; the converters reach about 1e-
 FLOAT16_ATOL = 1e-2
 INTEGER_MEAN = 0.1  # mean difference of an integer file's logits, as a share of the largest
 PARITY_IMAGES = 64
+_AT_ONCE = 256  # images: 150 MB at 224 pixels
 
 
 @dataclass(frozen=True)
@@ -176,18 +177,25 @@ def parity(path: Path, module: nn.Module, images: Array, threads: int = 1) -> Pa
     )
 
 
-def accuracy(path: Path, images: Array, labels: NDArray[np.integer[Any]], threads: int = 1) -> float:
-    """Top-1 accuracy (fraction) of the file, run in its runtime on normalised images (N, C, H, W) with labels (N,)."""
+def accuracy(path: Path, images: Images, labels: NDArray[np.integer[Any]], threads: int = 1) -> float:
+    """Top-1 accuracy (fraction) of the file, run in its runtime on normalised images (N, C, H, W) with labels (N,).
+
+    The images are taken by some hundreds, so that not all need be held at once.
+    """
     labels = np.asarray(labels)
     if len(labels) != len(images):
         raise ExportError(f"{len(images)} images were given with {len(labels)} labels; give one label per image")
-    return float((open_runtime(path, threads)(images).argmax(1) == labels).mean())
+    runtime, right = open_runtime(path, threads), 0
+    for start in range(0, max(len(labels), 1), _AT_ONCE):  # once for none: the runtime refuses them
+        some = slice(start, start + _AT_ONCE)
+        right += int((runtime(images[some]).argmax(1) == labels[some]).sum())
+    return right / len(labels)
 
 
 def verify(
     artifact: Artifact,
     module: nn.Module,
-    images: Array,
+    images: Images,
     labels: NDArray[np.integer[Any]] | None = None,
     *,
     reference: float | None = None,

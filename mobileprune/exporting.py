@@ -72,7 +72,9 @@ def export_model(
         load_checkpoint(model, how["checkpoint"])
     if not how["checkpoint"] and not source.has_weights:
         display.say(f"{spec} comes without trained weights: name them with --checkpoint", style="yellow")
-    normalisation = source.normalisation() or (data.statistics() if data else None)
+    normalisation = source.normalisation(checkpoint=bool(how["checkpoint"])) or (data.statistics() if data else None)
+    if how["checkpoint"] and (note := source.assumed_normalisation()):
+        display.say(note, style="yellow")
     if normalisation is None:
         normalisation = ((0.0,) * 3, (1.0,) * 3)
         display.say("its normalisation is not known: the files take pixels in [0, 1]", style="yellow")

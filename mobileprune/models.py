@@ -66,18 +66,62 @@ class ModelSource:
             raise UsageError(f"{self.spec} gave a {type(model).__name__}, not a torch.nn.Module")
         return model.eval()
 
-    def normalisation(self) -> Normalisation | None:
-        """The mean and std its trained weights expect: the file's MEAN and STD, or ImageNet's; None when unknown."""
+    @property
+    def classes_of_weights(self) -> int | None:
+        """How many classes the weights know with which timm's constructor begins; None where there are none.
+
+        timm drops the classifier of weights that know others than were asked for; torchvision refuses to build it.
+        """
+        if self.library != "timm" or not self.arguments.get("pretrained"):
+            return None
+        return int(self._timm_configuration().num_classes)
+
+    def normalisation(self, *, checkpoint: bool = False) -> Normalisation | None:
+        """The mean and std that trained weights expect: the file's MEAN and STD, or the library's; None when unknown.
+
+        checkpoint: whether weights are loaded that the constructor does not know of; of a library's network they are
+        taken to expect what the library's own weights do.
+        """
         if self.library == "mobileprune":
             return None
         if self.library == "module":
             return (self.arguments["mean"], self.arguments["std"]) if "mean" in self.arguments else None
         if self.library in ("torchvision", "timm"):
-            return _IMAGENET if self.has_weights else None
+            return self._library_normalisation() if checkpoint or self.has_weights else None
         module = import_file(Path(self.library))
         if hasattr(module, "MEAN") and hasattr(module, "STD"):
             return tuple(map(float, module.MEAN)), tuple(map(float, module.STD))
         return None
+
+    def assumed_normalisation(self) -> str | None:
+        """What a person should hear of the normalisation of weights from a checkpoint; None where it is not assumed."""
+        if self.library not in ("torchvision", "timm"):
+            return None
+        mean, std = (", ".join(f"{value:.3g}" for value in values) for values in self._library_normalisation())
+        return (
+            f"the checkpoint is taken to expect the normalisation of {self.library}'s own weights, mean {mean} and std "
+            f"{std}: name a model file with MEAN and STD where it expects another"
+        )
+
+    def _library_normalisation(self) -> Normalisation:
+        """What the weights that the arguments name expect, else what the library's usual ones do, else ImageNet's."""
+        if self.library == "timm":
+            found = self._timm_configuration()
+        else:
+            known = import_torchvision().models.get_model_weights(self.name).__members__
+            asked = str(self.arguments.get("weights")).rpartition(".")[2]
+            weights = known.get(asked) or known.get("DEFAULT")
+            found = weights.transforms() if weights else None
+        mean, std = (getattr(found, name, None) for name in ("mean", "std"))
+        return (tuple(map(float, mean)), tuple(map(float, std))) if mean and std else _IMAGENET
+
+    def _timm_configuration(self) -> Any:
+        """What timm knows of the weights that the arguments name, or of the usual ones; asks no network."""
+        named = (self.arguments.get(name) for name in ("pretrained_cfg", "pretrained_cfg_overlay"))
+        try:
+            return import_timm().models.resolve_pretrained_cfg(self.name, *named)
+        except RuntimeError as error:
+            raise UsageError(f"{self.spec}: {str(error).rstrip('.')}; check --model-arg pretrained_cfg") from error
 
     def _factory(self) -> Callable[..., Any]:
         if self.library == "mobileprune":

@@ -21,6 +21,7 @@ from mobileprune.scale import Scale
 from mobileprune.stages.context import Context
 from mobileprune.stages.files import FORMATS
 from mobileprune.stages.records import probe_limit, scale_key
+from mobileprune.stages.train import check_classifier
 from mobileprune.training.speed import fastest_setting
 from mobileprune.words import counted, duration
 
@@ -107,6 +108,7 @@ def _asked_before(journal: Journal) -> Sequence[str]:
 
 
 def _plan(ctx: Context, path: Path, budgets: tuple[str, ...]) -> Plan:
+    check_classifier(ctx)
     model = ctx.new_model()
     anatomy = Anatomy.of(model, ctx.example[:1], channel_step=ctx.profile.channel_steps or ctx.profile.channel_step)
     cost = anatomy.cost(Scale(), dict.fromkeys((b.name for b in anatomy.blocks), 1.0))

@@ -36,12 +36,14 @@ def network_files(
 
     import exporters
     from mobileprune.models import find_model
+    from mobileprune.randomness import own_randomness
 
     source = find_model(model, arguments)
     own = source.library == "mobileprune"
     largest = image_size or (32 if own else 224)
-    torch.manual_seed(0)
-    network = source.build(10 if own else 1000).eval()
+    with own_randomness():
+        torch.manual_seed(0)
+        network = source.build(10 if own else 1000).eval()
     files = {}
     for side in dict.fromkeys(max(2, 2 * round(share * largest / 2)) for share in shares):
         spec = exporters.InputSpec(3, side, side, (0.0,) * 3, (1.0,) * 3)

@@ -35,11 +35,12 @@ from mobileprune._torchvision import import_timm, import_torchvision
 from mobileprune.errors import MobilepruneError
 from mobileprune.pruning.anatomy import Anatomy
 from mobileprune.pruning.cost import count
-from mobileprune.pruning.layers import Inputs, image_of, like, resized, tensors_in
+from mobileprune.pruning.layers import Inputs, image_of, like, resized
 from mobileprune.pruning.norms import reestimate_norms
 from mobileprune.pruning.prune import Pruned, prune
 from mobileprune.pruning.recipe import Recipe, rebuild
 from mobileprune.scale import Scale
+from mobileprune.tensors import tensors_in
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "models"

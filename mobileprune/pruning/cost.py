@@ -24,8 +24,8 @@ from mobileprune.pruning.layers import (
     outputs,
     parameter_dim,
     size_of,
-    tensors_in,
 )
+from mobileprune.tensors import tensors_in
 
 KINDS = ("conv1x1", "conv", "depthwise", "linear")
 BYTES = 4  # float32

@@ -17,8 +17,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from mobileprune.errors import UsageError
 from mobileprune.pruning.couplings import ChannelGroup
-from mobileprune.pruning.layers import Axis, Inputs, outline, tensors_in
+from mobileprune.pruning.layers import Axis, Inputs, outline
 from mobileprune.pruning.moments import Moments, by_group
+from mobileprune.tensors import tensors_in
 
 Criterion = Literal["l2", "bn", "taylor", "reconstruction", "random"]
 Batches = Iterable[tuple[Inputs, Tensor]]

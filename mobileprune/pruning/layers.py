@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from mobileprune.errors import UsageError
+from mobileprune.tensors import tensors_in
 
 _USUAL = ("weight", "bias", "running_mean", "running_var")  # tensors of a layer with channels
 Positions = Sequence[int] | NDArray[np.int64]
@@ -203,17 +204,6 @@ def _replace(owner: nn.Module, name: str, positions: Tensor, dim: int) -> None:
         return
     new = old.detach().index_select(dim, positions.to(old.device))
     held[name] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-
-
-def tensors_in(output: Any) -> list[Tensor]:
-    """The tensors in a model's output, whatever containers (tuple, dict, data class) hold them."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        return [t for value in output.values() for t in tensors_in(value)]
-    if isinstance(output, (list, tuple)):
-        return [t for value in output for t in tensors_in(value)]
-    return [t for value in vars(output).values() for t in tensors_in(value)] if hasattr(output, "__dict__") else []
 
 
 def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from mobileprune.pruning.blocks import Block, Holders, has_weights, verified
 from mobileprune.pruning.couplings import ChannelGroup
 from mobileprune.pruning.filters import removed_positions
-from mobileprune.pruning.layers import Axis, Inputs, axis_sizes, is_depthwise, outputs, tensors_in
+from mobileprune.pruning.layers import Axis, Inputs, axis_sizes, is_depthwise, outputs
+from mobileprune.tensors import tensors_in
 
 
 def find_listed_layers(

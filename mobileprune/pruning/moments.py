@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from mobileprune.errors import UsageError
 from mobileprune.pruning.blocks import remove_blocks
 from mobileprune.pruning.layers import Inputs, axes_of, image_of, is_depthwise, outline, outputs
+from mobileprune.tensors import tensors_in
 
 _PIXELS = 16  # of an image that count at each layer: neighbours say much the same
 _MOST_INPUTS = 4096  # of a group of a layer: their moments are as many squared
@@ -38,9 +39,9 @@ class Moments:
         self.count = 0
         self._total, self._products = torch.zeros(()), torch.zeros(())
 
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], named: Mapping[str, Tensor] | None = None) -> None:
-        """Add what ``module`` is about to read, its only argument; a forward pre-hook."""
-        (x,) = (*args, *(named or {}).values())
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any] | None = None) -> None:
+        """Add what ``module`` is about to read, its first tensor; a forward pre-hook."""
+        x = tensors_in([*args, *(named or {}).values()])[0]
         if self.first is None:
             self.first = x[:1].detach()
         rows = _rows(module, x).unflatten(1, (self.groups, -1)).transpose(0, 1)  # (groups, rows, inputs)

@@ -12,7 +12,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mobileprune.pruning.blocks import Block, Holders, verified
-from mobileprune.pruning.layers import Inputs, axes_of, is_depthwise, outputs, tensors_in
+from mobileprune.pruning.layers import Inputs, axes_of, is_depthwise, outputs
+from mobileprune.tensors import tensors_in
 
 
 def find_plain_layers(model: nn.Module, example_input: Inputs) -> tuple[list[Block], list[str]]:

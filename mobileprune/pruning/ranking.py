@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from mobileprune.errors import UsageError
 from mobileprune.pruning.blocks import Block, Ranking, rank_blocks, without
 from mobileprune.pruning.importance import Batches, loss_of
-from mobileprune.pruning.layers import Inputs, outline, outputs, tensors_in
+from mobileprune.pruning.layers import Inputs, outline, outputs
+from mobileprune.tensors import tensors_in
 
 Criterion = Literal["loss", "taylor", "similarity"]
 

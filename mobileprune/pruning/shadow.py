@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mobileprune.errors import UsageError
 from mobileprune.pruning.cost import Trace, trace
-from mobileprune.pruning.layers import Inputs, like, outline, outputs, tensors_in
+from mobileprune.pruning.layers import Inputs, like, outline, outputs
+from mobileprune.tensors import tensors_in
 
 _TORCH = str(Path(torch.__file__).parent)
 _PLAIN_CONVOLUTIONS = {nn.Conv1d, nn.Conv2d, nn.Conv3d}

@@ -24,8 +24,8 @@ from mobileprune.pruning.layers import (
     outputs,
     parameter_dim,
     quickly,
-    tensors_in,
 )
+from mobileprune.tensors import tensors_in
 
 Labels = NDArray[np.int64]
 FIXED = 0  # the label of what cannot be cut: the network's input, constants, what an unknown operation gives

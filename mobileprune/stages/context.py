@@ -19,6 +19,7 @@ from mobileprune.models import ModelSource
 from mobileprune.progress import Display
 from mobileprune.pruning.anatomy import Anatomy
 from mobileprune.pruning.blocks import Ranking
+from mobileprune.randomness import own_randomness
 from mobileprune.request import timed_format
 from mobileprune.run import Run
 from mobileprune.stages import weights
@@ -60,6 +61,11 @@ class Context:
     def source(self) -> ModelSource:
         model = self.asked["model"]
         return ModelSource(model["library"], model["name"], model.get("arguments", {}))
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the base begins with weights from a file."""
+        return "checkpoint" in self.asked["model"]
 
     @cached_property
     def profile(self) -> DeviceProfile:
@@ -118,7 +124,7 @@ class Context:
     @cached_property
     def view(self) -> View:
         """What the base network sees."""
-        mean, std = self.source.normalisation() or self.data.statistics()
+        mean, std = self.source.normalisation(checkpoint=self.has_checkpoint) or self.data.statistics()
         return View(self.data.size, mean, std)
 
     def view_at(self, size: int) -> View:
@@ -135,6 +141,7 @@ class Context:
         seen = self.run.journal.get("data", "fingerprint")
         return tuple(seen["classes"]) if seen else self.data.classes
 
+    @own_randomness()
     def new_model(self) -> nn.Module:
         """The base's architecture as its constructor makes it; the same weights each time for the same seed."""
         torch.manual_seed(self.seed)

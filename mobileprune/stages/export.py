@@ -12,7 +12,7 @@ from exporters.artifact import sha256_of
 from exporters.manifest import Entry as FileEntry
 from mobileprune.run import Entry
 from mobileprune.stages.context import Context
-from mobileprune.stages.files import FORMATS, Images, Job, Written, refused
+from mobileprune.stages.files import FORMATS, Images, Job, Seen, Written, refused
 from mobileprune.stages.prune import Network, restore
 from mobileprune.stages.records import require, scale_key
 from mobileprune.stages.solve import chosen_scale
@@ -104,7 +104,7 @@ def _test_accuracy(ctx: Context, network: Network, written: Written) -> float | 
     """Of a file that computes something else than the module: its own accuracy on the test split."""
     if ctx.data.test is None or written.artifact.precision == "float32":
         return None
-    images = ctx.view_at(network.size)(ctx.data.test.images).contiguous().numpy()
+    images = Seen(ctx.view_at(network.size), ctx.data.test.images)
     return verify.accuracy(written.artifact.path, images, ctx.data.test.labels.numpy())
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 import exporters
 from exporters import manifest, verify
@@ -42,6 +42,20 @@ def balanced(split: Split, count: int, seed: int) -> Split:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """Stored images (N, C, S, S) as ``view`` shows them, float32 where they are taken: a split is too much at once."""
+
+    view: View
+    images: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, some: slice, /) -> NDArray[np.float32]:
+        return self.view(self.images[some]).contiguous().numpy()
+
+
+@dataclass(frozen=True)
 class Images:
     """What files are calibrated and checked on, as stored; both None where the user gave no data."""
 
@@ -51,12 +65,12 @@ class Images:
     seed: int = 0
 
     @cached_property
-    def checked(self) -> NDArray[np.float32]:
+    def checked(self) -> Seen | NDArray[np.float32]:
         """Normalised (N, 3, S, S): the validation split, or noise where there is no data."""
         if self.validation is None:
             shape = (_NOISE_IMAGES, 3, self.view.size, self.view.size)
             return np.random.default_rng(self.seed).standard_normal(shape, np.float32)
-        return self.view(self.validation.images).contiguous().numpy()
+        return Seen(self.view, self.validation.images)
 
     @property
     def stored(self) -> int | None:

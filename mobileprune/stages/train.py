@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from mobileprune.data import ImageData
+from mobileprune.errors import UsageError
 from mobileprune.models import check_outputs, load_checkpoint
 from mobileprune.progress import Pace
 from mobileprune.pruning.blocks import rank_blocks
@@ -43,13 +44,14 @@ def train_base(ctx: Context) -> None:
     """Make sure that the run holds a trained, scored and ranked base."""
     processes(ctx)  # says so now where as many cannot train
     if ctx.run.journal.get("base", "score") is None:
+        check_classifier(ctx)
         model = ctx.new_model()
-        checkpoint = ctx.asked["model"].get("checkpoint")
-        if checkpoint:
-            load_checkpoint(model, Path(checkpoint))
+        if ctx.has_checkpoint:
+            load_checkpoint(model, Path(ctx.asked["model"]["checkpoint"]))
         check_outputs(model, ctx.example, len(ctx.data.classes), ctx.source.spec)
         epochs = ctx.schedule("base").epochs
         ctx.display.stage("base", f"{ctx.source.name} on {ctx.data.name}: " + _base_words(ctx, epochs))
+        _note_normalisation(ctx)
         _measure_setting(ctx, model)
         if epochs:
             _choose_rate(ctx, "learning_rate", "base", model, ctx.view, None)
@@ -61,6 +63,24 @@ def train_base(ctx: Context) -> None:
     assert entry is not None
     ctx.display.say(f"base accuracy {describe(entry)}")
     ctx.run.once("ranking", "blocks", lambda: {"loss_increase": _rank(ctx)})
+
+
+def check_classifier(ctx: Context) -> None:
+    """Raises UsageError where the base would be taken as given with a classifier that was never trained."""
+    known, classes = ctx.source.classes_of_weights, len(ctx.data.classes)
+    if ctx.has_checkpoint or ctx.schedule("base").epochs or known in (None, classes):
+        return
+    raise UsageError(
+        f"{ctx.source.spec}: its pretrained weights know {known} classes and the data has {classes}, so that its "
+        "classifier would be random: train it with --base-epochs, or name the weights' classes with --labels"
+    )
+
+
+def _note_normalisation(ctx: Context) -> None:
+    note = ctx.source.assumed_normalisation() if ctx.has_checkpoint else None
+    if note and ctx.run.journal.get("note", note) is None:
+        ctx.run.journal.append("note", note)
+        ctx.display.say(note, style="yellow")
 
 
 def _base_words(ctx: Context, epochs: int) -> str:

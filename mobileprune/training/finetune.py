@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from mobileprune._torchvision import import_timm
 from mobileprune.data import ImageData
 from mobileprune.errors import MobilepruneError
+from mobileprune.randomness import own_randomness
+from mobileprune.tensors import logits_in
 from mobileprune.training.batches import Batch, Share, View, batches, images_per_epoch, resident
 from mobileprune.training.distill import distillation_loss
 from mobileprune.training.memory import TooLargeError, out_of_memory, parts, release
@@ -65,6 +67,7 @@ class _DivergedError(Exception):
     """The loss is not finite, or far higher than it was."""
 
 
+@own_randomness()
 def fit(
     model: nn.Module,
     data: ImageData,
@@ -84,7 +87,8 @@ def fit(
     stays: the caller removes it when what was trained is kept elsewhere. at_once: images that are known to fit into
     memory, or 0. Every epoch's randomness comes from (seed, epoch) alone, so a resumed training sees the same batches.
     A training that diverges goes back to its last good epoch with a lower rate, and a batch that does not fit into
-    memory is taken in parts; ``say`` is told both. Raises MobilepruneError when no lower rate helps either.
+    memory is taken in parts; ``say`` is told both. Raises MobilepruneError when no lower rate helps either. The global
+    random generators are left as they were.
 
     In several processes that accelerate has connected, each calls this alike and takes its share of every batch;
     progress is that of all. Where memory is short in one of them all must begin again: TooLargeError.
@@ -259,12 +263,12 @@ class _Training:
     def _loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and the mean loss over ``images``."""
         seen = self.view(images)
-        logits = self.network(seen if self.schedule.channels_last else seen.contiguous()).float()
+        logits = logits_in(self.network(seen if self.schedule.channels_last else seen.contiguous()))
         loss = F.cross_entropy(logits, targets, label_smoothing=self.schedule.label_smoothing)
         if self.teacher is None:
             return logits, loss
         with torch.inference_mode():
-            answers = self.teacher.model(self.teacher.view(images)).float()
+            answers = logits_in(self.teacher.model(self.teacher.view(images)))
         share = self.schedule.distillation
         taught = distillation_loss(logits, answers.clone(), self.schedule.temperature)
         return logits, (1 - share) * loss + share * taught

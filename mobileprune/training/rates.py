@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from mobileprune.data import ImageData
+from mobileprune.randomness import own_randomness
 from mobileprune.training.batches import View
 from mobileprune.training.finetune import Teacher, trial_losses
 from mobileprune.training.schedule import Schedule
@@ -32,12 +33,13 @@ class RangeTest:
     losses: tuple[float, ...]
 
 
+@own_randomness()
 def find_rate(
     model: nn.Module, data: ImageData, view: View, schedule: Schedule, *, seed: int, teacher: Teacher | None = None
 ) -> RangeTest:
     """Train a copy of ``model`` for a few steps at rates from 1e-4 to 1 and choose one well below where it breaks.
 
-    Everything but the rate is as in ``schedule``; ``model`` stays as it is.
+    Everything but the rate is as in ``schedule``; ``model`` and the global random generators stay as they are.
     """
     growth = (_HIGHEST / _LOWEST) ** (1 / (_STEPS - 1))
     rates = [_LOWEST * growth**i for i in range(_STEPS)]

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mobileprune.tensors import logits_in
+
 _STEPS = 4
 _CLEAR_GAIN = 0.85  # of the time of plain float32; less is not worth other numbers, and noise must not decide
 
@@ -63,7 +65,7 @@ def _step(model: nn.Module, images: Tensor, labels: Tensor, setting: Setting) ->
     _wait(images.device)
     start = time.perf_counter()
     with torch.autocast(images.device.type, torch.bfloat16, enabled=setting.bfloat16):
-        loss = F.cross_entropy(model(images).float(), labels)
+        loss = F.cross_entropy(logits_in(model(images)), labels)
     loss.backward()
     _wait(images.device)
     return time.perf_counter() - start

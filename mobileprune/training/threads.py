@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mobileprune.tensors import logits_in
+
 _AVAILABLE = torch.get_num_threads()  # before anything here changes it; OMP_NUM_THREADS counts
 _STEPS = 2
 
@@ -39,7 +41,7 @@ def _time(model: nn.Module, images: Tensor, labels: Tensor, threads: int, bfloat
     for step in range(_STEPS + 1):
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            loss = F.cross_entropy(model(images).float(), labels)
+            loss = F.cross_entropy(logits_in(model(images)), labels)
         loss.backward()
         if step:
             best = min(best, time.perf_counter() - start)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from small_nets import Shelf, make_net
 
-from exporters import Artifact, ExportError
+from exporters import Artifact, ExportError, verify
 from exporters.verify import Parity, accuracy, check, open_runtime, parity, torch_logits
 
 
@@ -80,6 +80,32 @@ def test_accuracy_of_the_file(copied: Artifact, images: np.ndarray) -> None:
     assert accuracy(copied.path, images, np.where(np.arange(7) < 3, best, wrong)) == pytest.approx(3 / 7)
     with pytest.raises(ExportError, match="one label per image"):
         accuracy(copied.path, images, best[:3])
+
+
+def test_accuracy_takes_no_more_images_at_once_than_it_needs(
+    copied: Artifact, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Counted:
+        """Images that are made when they are asked for."""
+
+        def __init__(self) -> None:
+            self.taken: list[int] = []
+
+        def __len__(self) -> int:
+            return len(images)
+
+        def __getitem__(self, some: slice, /) -> np.ndarray:
+            self.taken.append(len(images[some]))
+            return images[some]
+
+    labels = torch_logits(make_net("mobile"), images).argmax(1) * (np.arange(7) < 3)
+    at_once = accuracy(copied.path, images, labels)
+    monkeypatch.setattr(verify, "_AT_ONCE", 3)
+    counted = Counted()
+    assert accuracy(copied.path, counted, labels) == at_once
+    assert counted.taken == [3, 3, 1]
+    with pytest.raises(ExportError, match="takes images of 3x16x16"):
+        accuracy(copied.path, images[:0], labels[:0])
 
 
 def test_images_of_another_size(copied: Artifact, images: np.ndarray) -> None:

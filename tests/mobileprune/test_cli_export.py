@@ -54,7 +54,25 @@ def test_calibration_images_are_training_images() -> None:
     train, validation = split_of([4, 4]), split_of([4, 4])
     validation.images.fill_(255)
     images = Images(View(1, (0.0,) * 3, (1.0,) * 3), train, validation)
-    assert images.calibration.max() == 0 < images.checked.min()
+    assert images.calibration.max() == 0 < images.checked[:8].min()
+
+
+def test_checked_images_become_floats_only_where_they_are_taken() -> None:
+    pixels = torch.randint(0, 256, (9, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    shown: list[int] = []
+
+    class Watched(View):
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            shown.append(len(images))
+            return super().__call__(images)
+
+    view = Watched(16, (0.3, 0.4, 0.5), (0.2, 0.3, 0.4))
+    checked = Images(view, None, Split(pixels, torch.zeros(9, dtype=torch.int64))).checked
+    assert len(checked) == 9
+    parts = [checked[start : start + 4] for start in (0, 4, 8)]
+    assert shown == [4, 4, 1]
+    assert all(part.flags.c_contiguous and part.dtype == "float32" for part in parts)
+    assert (np.concatenate(parts) == view(pixels).numpy()).all()
 
 
 def test_the_format_that_counts_has_the_precision() -> None:

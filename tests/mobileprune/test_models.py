@@ -11,7 +11,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mobileprune.errors import MobilepruneError, UsageError
-from mobileprune.models import check_outputs, find_model, load_checkpoint
+from mobileprune.models import ModelSource, check_outputs, find_model, load_checkpoint
+from mobileprune.progress import Quiet
+from mobileprune.request import Request, open_or_create
+from mobileprune.stages.context import Context
+from mobileprune.stages.train import check_classifier, train_base
 
 TINY = Path(__file__).parent / "tiny_net.py"
 
@@ -49,6 +53,82 @@ def test_arguments_are_literals_files_or_text(tmp_path: Path, monkeypatch: pytes
     source = find_model(f"{TINY}:tiny", ["a=1.5", "b=(1, 2)", "c=text", "checkpoint=w.bin"])
     assert source.arguments == {"a": 1.5, "b": (1, 2), "c": "text", "checkpoint": str(tmp_path / "w.bin")}
     assert source.has_weights
+
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF = ((0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "arguments", "expected"),
+    [
+        ("timm:mobilenetv1_100", {"pretrained": True}, _HALF),
+        ("timm:tf_efficientnet_lite0", {"pretrained": True}, _HALF),
+        ("timm:resnet18", {"pretrained": True}, _IMAGENET),
+        ("timm:resnet18", {"pretrained": True, "pretrained_cfg_overlay": {"mean": (0.1,) * 3, "std": (0.2,) * 3}},
+         ((0.1,) * 3, (0.2,) * 3)),
+        ("torchvision:resnet18", {"weights": "ResNet18_Weights.IMAGENET1K_V1"}, _IMAGENET),
+        ("torchvision:efficientnet_v2_l", {"weights": "DEFAULT"}, _HALF),
+    ],
+)  # fmt: skip
+def test_weights_are_shown_what_they_expect(spec: str, arguments: dict[str, object], expected: object) -> None:
+    assert find_model(spec, arguments).normalisation() == expected
+    if len(arguments) == 1:
+        assert find_model(spec).normalisation() is None
+        assert find_model(spec).normalisation(checkpoint=True) == expected
+
+
+def test_weights_that_there_are_not() -> None:
+    with pytest.raises(UsageError, match=r"Invalid pretrained tag \(no_such\) for resnet18; check --model-arg"):
+        find_model("timm:resnet18", {"pretrained": True, "pretrained_cfg": "no_such"}).normalisation()
+
+
+def test_building_a_network_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None:
+    request = Request(model=f"{TINY}:tiny", image_size=16)
+    ctx = Context(open_or_create(tmp_path / "run", request), Quiet())
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    first, second = ctx.new_model().state_dict(), ctx.new_model().state_dict()
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_checkpoint_of_a_library_network_sees_what_the_library_shows_and_that_is_said(tmp_path: Path) -> None:
+    source = find_model("timm:test_resnet")
+    torch.save(source.build(10).state_dict(), tmp_path / "w.pt")
+    request = Request(
+        model="timm:test_resnet", checkpoint=tmp_path / "w.pt", image_size=16, training_precision="float32"
+    )
+    ctx = Context(open_or_create(tmp_path / "run", request), Quiet())
+    assert (ctx.view.mean, ctx.view.std) == _HALF
+    train_base(ctx)
+    (note,) = [entry["key"] for entry in ctx.run.journal.all("note")]
+    assert "normalisation of timm's own weights, mean 0.5, 0.5, 0.5 and std 0.5, 0.5, 0.5" in note
+    own = Context(open_or_create(tmp_path / "own", Request(model="timm:test_resnet", image_size=16)), Quiet())
+    assert (own.view.mean, own.view.std) == own.data.statistics()
+
+
+def test_a_classifier_that_was_never_trained_is_not_taken_as_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelSource, "build", lambda *_: pytest.fail("no weights need be fetched to see it"))
+    named = {"model": "timm:mobilenetv3_small_050", "image_size": 16}
+
+    def context(name: str, arguments: tuple[str, ...], **options: object) -> Context:
+        request = Request(**named, model_arguments=arguments, **options)  # type: ignore[arg-type]
+        return Context(open_or_create(tmp_path / name, request), Quiet())
+
+    with pytest.raises(UsageError, match=r"weights know 1000 classes and the data has 10, .* --base-epochs"):
+        train_base(context("given", ("pretrained=True",)))
+    check_classifier(context("trained", ("pretrained=True",), base_epochs=1))
+    check_classifier(context("other", ("pretrained=True", "pretrained_cfg={'num_classes': 10}")))
+    check_classifier(context("plain", (), base_epochs=0))
+
+
+def test_torchvision_refuses_other_classes_than_its_weights_know() -> None:
+    with pytest.raises(MobilepruneError, match="'num_classes' expected value 1000 but got 10"):
+        find_model("torchvision:resnet18", ["weights=DEFAULT"]).build(10)
 
 
 @pytest.mark.parametrize(

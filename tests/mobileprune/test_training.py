@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from mobileprune.training.batches import View
 from mobileprune.training.distill import distillation_loss
 from mobileprune.training.evaluate import evaluate, usual_batch
 from mobileprune.training.finetune import Progress, Schedule, Teacher, fit
+from mobileprune.training.rates import find_rate
+from mobileprune.training.speed import fastest_setting
 
 VIEW = View(16, (0.5,) * 3, (0.5,) * 3)
 SCHEDULE = Schedule(epochs=3, learning_rate=0.1, batch_size=32)
@@ -64,6 +67,33 @@ def test_it_learns_and_repeats_itself(data: ImageData) -> None:
     third = net()
     fit(third, data, VIEW, SCHEDULE, seed=2)
     assert not same(first, third)
+
+
+class WithAuxiliary(nn.Module):
+    """Gives a second set of logits while it is trained, as torchvision's GoogLeNet and Inception do."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        logits: torch.Tensor = self.network(x)
+        return (logits, logits.detach()) if self.training else logits
+
+
+def test_what_a_network_gives_besides_its_logits_changes_nothing(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "_AVAILABLE", 1)  # more change the order of sums
+    plain, other = net(), WithAuxiliary(net())
+    schedule = replace(SCHEDULE, epochs=1)
+    for model in (plain, other):
+        fit(model, data, VIEW, schedule, seed=1, teacher=Teacher(net().eval(), VIEW))
+    assert same(plain, other.network)
+    monkeypatch.setattr(threads, "_AVAILABLE", 2)
+    images, labels = VIEW(data.train.images[:4]), data.train.labels[:4]
+    assert threads.use_fastest_threads(other, images, labels, bfloat16=False) in (1, 2)
+    assert len(fastest_setting(other, images, labels)[1]) == 4
 
 
 class _KilledError(Exception):
@@ -165,6 +195,22 @@ def test_score_of_a_known_network(data: ImageData) -> None:
     assert score.accuracy == pytest.approx(zeros / len(data.validation))
     assert score.loss == pytest.approx(math.log(10), rel=1e-5)
     assert score.std > 0
+
+
+def test_the_callers_random_numbers_are_its_own(data: ImageData) -> None:
+    def drawn() -> tuple[float, float]:
+        return float(torch.rand(())), float(np.random.rand())
+
+    torch.manual_seed(5)
+    np.random.seed(5)
+    expected = [drawn(), drawn()]
+    few, model = replace(data, train=data.train.sample(64)), net()
+    torch.manual_seed(5)
+    np.random.seed(5)
+    fit(model, few, VIEW, replace(SCHEDULE, epochs=1, mixup=0.2), seed=1)
+    assert drawn() == expected[0]
+    find_rate(model, few, VIEW, replace(SCHEDULE, mixup=0.2), seed=1)
+    assert drawn() == expected[1]
 
 
 def test_trying_threads_changes_nothing_but_their_number(data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from mobileprune.errors import UsageError
 from mobileprune.pruning.anatomy import Anatomy
 from mobileprune.pruning.cost import KINDS, count
-from mobileprune.pruning.layers import tensors_in
 from mobileprune.pruning.prune import prune
 from mobileprune.scale import BASE, Scale
+from mobileprune.tensors import tensors_in
 
 X = torch.randn(1, 3, 32, 32)
 

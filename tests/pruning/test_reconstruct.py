@@ -91,6 +91,29 @@ LAYERS = {
 }
 
 
+class Upsampled(nn.Module):
+    """Calls its layer with the size that is wanted beside the image, and by name if it is told to."""
+
+    def __init__(self, *, named: bool) -> None:
+        super().__init__()
+        self.layer, self.named = nn.ConvTranspose2d(3, 4, 1, 2), named
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = [2 * x.shape[2], 2 * x.shape[3]]
+        made = self.layer(output_size=size, input=x) if self.named else self.layer(x, size)
+        assert isinstance(made, Tensor)
+        return made
+
+
+def test_a_layer_reads_the_first_tensor_that_it_is_called_with() -> None:
+    images = photographs(8)
+    plain = input_moments(nn.Sequential(nn.ConvTranspose2d(3, 4, 1, 2)), ["0"], (), [images], (32, 32))["0"]
+    for named in (False, True):
+        found = input_moments(Upsampled(named=named), ["layer"], (), [images], (32, 32))["layer"]
+        assert found.count == plain.count
+        assert torch.equal(found.mean(), plain.mean())
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 @given(seed=st.integers(0, 999))
 @settings(max_examples=10, deadline=None)
