@@ -130,10 +130,13 @@ def _profile(name: str, place: str, phones: Sequence[adb.Connected]) -> Known:
     """A profile: its device where that is connected, else what it predicts."""
     try:
         profile = load_profile(name)
+    except DeviceError as error:
+        return Known(name, place, "a profile that cannot be read", "none", {}, obstacles=(str(error),))
+    try:
         if profile.kind == "ssh":
             profile = resolve(name)
     except DeviceError as error:
-        return Known(name, place, "a profile that cannot be read", "none", {}, obstacles=(str(error),))
+        return Known(name, place, "a board that cannot be asked", "none", {}, obstacles=(str(error),))
     if profile.kind == "host":
         return replace(_host(), name=name, place=place, threads=profile.threads)
     if profile.kind == "ssh" and profile.address:
@@ -149,7 +152,7 @@ def _prediction(name: str, place: str, profile: DeviceProfile, phones: Sequence[
     models = {model.threads: model for model in profile.latency}
     model = models.get(profile.threads)
     title = profile.title.removesuffix(" (predicted)")
-    obstacles = []
+    obstacles = [profile.unreached] if profile.unreached else []
     if phones:
         names = " or ".join(f"adb://{one.serial}" for one in phones)
         obstacles.append(f"{len(phones)} phones are connected that it may mean: name {names}")

@@ -35,7 +35,8 @@ class DeviceProfile:
     kind of convolution (`STEP_KINDS`). soc and cores are left out of a profile whose device can be asked. provenance:
     in words, where each figure of the profile comes from. latency: a model for each number of threads that the latency
     can be predicted for; a profile of the kind "predicted" has at least that of its own threads. address: where the
-    device is, for the kinds that are connected: ssh://user@host, or the serial number that adb lists.
+    device is, for the kinds that are connected: ssh://user@host, or the serial number that adb lists. unreached: why a
+    device that was measured is predicted now, a sentence.
     """
 
     name: str
@@ -52,6 +53,7 @@ class DeviceProfile:
     latency: tuple[LatencyModel, ...] = ()
     channel_steps: dict[str, int] | None = None
     address: str | None = None
+    unreached: str | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -279,5 +281,6 @@ _RULES: dict[str, Rule] = {
     "cores": rules.integer(1, 4096),
     "channel_steps": _steps,
     "address": _address,
+    "unreached": rules.text,
     "latency": lambda value: None if _is_models(value) else "must be tables, each headed [[latency]]",
 }

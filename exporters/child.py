@@ -34,6 +34,7 @@ class Child:
     """One process, one job at a time, started when the first job comes; usable as a context manager.
 
     The child's standard input is a pipe: it closes when this process dies, even by SIGKILL, and the child stops too.
+    Signals for the group of this process, such as Ctrl-C, do not reach the child.
     """
 
     def __init__(self) -> None:
@@ -60,6 +61,8 @@ class Child:
         """
         with self._lock:
             try:
+                if self._process is not None and self._process.poll() is not None:
+                    self.close()  # it died while it had nothing to do
                 if self._process is None:
                     self._process = _start(log)
                 job = {"function": function, "arguments": arguments, "log": os.fspath(log)}
@@ -81,8 +84,14 @@ def _start(log: Path) -> subprocess.Popen[bytes]:
     paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     with log.open("ab") as noise:
+        # A session of its own: Ctrl-C reaches this process alone, which ends the child where a job is interrupted.
         return subprocess.Popen(
-            worker_command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise, env=environment
+            worker_command(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=noise,
+            env=environment,
+            start_new_session=True,
         )
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from exporters.errors import ExportError
 from exporters.runtimes import Array, LiteRuntime, open_runtime
 
 VERSION = "2.14.0"
@@ -25,10 +25,13 @@ _PLACE = "MOBILEPRUNE_OLD_RUNTIME"  # the environment variable that names anothe
 TOLERANCE = {"float32": 1e-4, "float16": 5e-3}
 _INTEGER_TOLERANCE = 0.05
 
-_SCRIPT = """
+_STARTED = "started"  # what it says once the runtime is imported: a failure before that says nothing of the file
+
+_SCRIPT = f"""
 import sys
 import numpy as np
 from tflite_runtime.interpreter import Interpreter
+print({_STARTED!r}, flush=True)
 interpreter = Interpreter(model_content=open(sys.argv[1], "rb").read(), num_threads=1)
 interpreter.allocate_tensors()
 taken, given = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
@@ -46,8 +49,8 @@ class OtherRuntime:
     """What another runtime made of a file.
 
     agrees: False marks the file "not for" that runtime and, where it is an old one, for any older than ours; None where
-    it was not asked.
-    difference: largest absolute difference of logits.  reason: why it does not agree, or was not asked.
+    it was not asked, or does not work itself.
+    difference: largest absolute difference of logits.  reason: why it does not agree, or was not compared.
     """
 
     runtime: str
@@ -86,19 +89,37 @@ def check_old(path: Path, images: Array, precision: str = "float32", timeout_s: 
         return OtherRuntime(NAME, None, reason="not installed here; run: python tools/old_runtime.py")
     ours = open_runtime(path)
     wanted = ours(images)
+    fed = ours.taken.from_real(np.ascontiguousarray(images.transpose(0, 2, 3, 1), dtype=np.float32))
+    try:
+        got = _outputs(python, path, fed, timeout_s)
+    except subprocess.TimeoutExpired:
+        return OtherRuntime(NAME, None, reason=f"not compared: it took more than {timeout_s:g} s")
+    except (OSError, EOFError, ValueError) as error:  # the last two of results that numpy cannot read
+        reason = f"not compared: {python} does not work: {error}; run: python tools/old_runtime.py"
+        return OtherRuntime(NAME, None, reason=reason)
+    if isinstance(got, str):
+        return OtherRuntime(NAME, False, reason=f"{NAME} cannot run it: {got}")
+    return compare(NAME, ours.given.to_real(got), wanted, precision)
+
+
+def _outputs(python: Path, path: Path, fed: NDArray[Any], timeout_s: float) -> NDArray[Any] | str:
+    """What the file gives (N, classes) for inputs (N, H, W, C), as it holds them; else why the runtime cannot run it.
+
+    Raises OSError, EOFError, ValueError and TimeoutExpired where the runtime itself does not work.
+    """
     with tempfile.TemporaryDirectory(prefix="mobileprune-") as folder:
         taken, given = Path(folder, "images.npy"), Path(folder, "results.npy")
-        np.save(taken, ours.taken.from_real(np.ascontiguousarray(images.transpose(0, 2, 3, 1), dtype=np.float32)))
+        np.save(taken, fed)
         command = [os.fspath(python), "-I", "-c", _SCRIPT, os.fspath(path.resolve()), str(taken), str(given)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, errors="backslashreplace", timeout=timeout_s)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise ExportError(f"{NAME} ({python}) cannot be run: {error}; run: python tools/old_runtime.py") from error
-        if done.returncode:
-            said = [line for line in done.stderr.splitlines() if line.strip()] or [f"status {done.returncode}"]
-            return OtherRuntime(NAME, False, reason=f"{NAME} cannot run it: {said[-1].strip()}")
-        got = ours.given.to_real(np.load(given))
-    return compare(NAME, got, wanted, precision)
+        done = subprocess.run(command, capture_output=True, text=True, errors="backslashreplace", timeout=timeout_s)
+        if done.returncode == 0:
+            results: NDArray[Any] = np.load(given)
+            return results
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    said = lines[-1] if lines else f"status {done.returncode}"
+    if _STARTED not in done.stdout.splitlines():
+        raise OSError(said)
+    return said
 
 
 def compare(runtime: str, got: Array, wanted: Array, precision: str = "float32") -> OtherRuntime:

@@ -179,10 +179,11 @@ print(1024 * (high() - before))
 _IMPORTED = {".tflite": "ai_edge_litert.interpreter", ".onnx": "onnxruntime", ".pte": "executorch.runtime"}
 
 
-def peak_memory(path: Path) -> int | None:
-    """Bytes by which a fresh process grows at most while it loads a file and runs one image; None outside Linux.
+def peak_memory(path: Path, timeout_s: float = 300.0) -> int | None:
+    """Bytes by which a fresh process grows at most while it loads a file and runs one image.
 
-    Raises ExportError where the process fails.
+    None outside Linux, and where that takes longer than `timeout_s` seconds: the file has run in this process before,
+    so that it is the machine that is slow. Raises ExportError where the process fails.
     """
     if not Path("/proc/self/status").is_file():
         return None
@@ -190,7 +191,12 @@ def peak_memory(path: Path) -> int | None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])}
     code = _PEAK.format(imported=_IMPORTED[path.suffix])
     command = [sys.executable, "-P", "-c", code, json.dumps(os.fspath(path))]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, errors="backslashreplace")
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, errors="backslashreplace", timeout=timeout_s
+        )
+    except subprocess.TimeoutExpired:
+        return None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise ExportError(f"cannot run {shown(path)} in a process of its own: {last}; export it again")

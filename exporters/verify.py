@@ -109,8 +109,8 @@ class Verification:
     """What was found of a file.
 
     accuracy: top-1 (fraction) of the file in its runtime on `samples` images, None without labels.  peak_memory_bytes:
-    growth of a fresh process that loads it and runs one image.  takes, gives: the types at its ends.  others: what
-    other runtimes of its format made of it.
+    growth of a fresh process that loads it and runs one image, None where that is not told (see `peak_memory`).  takes,
+    gives: the types at its ends.  others: what other runtimes of its format made of it.
     """
 
     parity: Parity

@@ -139,6 +139,6 @@ def files_table(written: Sequence[Written]) -> Table:
             "no data" if found.accuracy is None else f"{100 * found.accuracy:.1f} %",
             f"{found.parity.max_abs:.1e} of {found.parity.scale:.3g}",
             "not told" if share is None else f"{100 * share:.0f} % of the work",
-            "" if memory is None else f"{memory / 1e6:.0f} MB",
+            "not told" if memory is None else f"{memory / 1e6:.0f} MB",
         )
     return table

@@ -18,7 +18,7 @@ from pathlib import Path
 from device_profiles.devices import android
 from device_profiles.devices.base import DeviceInfo, DeviceState, check_delegate
 from device_profiles.devices.remote import Remote, RemoteDevice, Runner
-from device_profiles.errors import DeviceError, ProfileError
+from device_profiles.errors import DeviceError, ProfileError, UnreachableError
 from device_profiles.profile import DeviceProfile
 from device_profiles.runners import benchmark_model, bundle, google
 
@@ -93,8 +93,11 @@ class AdbRemote(Remote):
         said = f" ({_last_line(stderr)})" if stderr else ""
         return f"the connection to {self.label} broke off{said}: check the cable, then run this again"
 
+    def is_away(self, stderr: str) -> bool:
+        return self.status() is None
+
     def status(self) -> str | None:
-        """What adb calls its state now, None for a phone that adb does not list. Raises DeviceError without adb."""
+        """What adb calls its state now, None for a phone that adb does not list. Raises as `connected` does."""
         return dict(_listed()).get(self.serial)
 
 
@@ -144,15 +147,18 @@ class AdbDevice(RemoteDevice):
 
 
 def program() -> list[str]:
-    """The adb command; raises DeviceError where it is not installed."""
+    """The adb command; raises UnreachableError where it is not installed."""
     words = shlex.split(os.environ.get("MOBILEPRUNE_ADB", "")) or ["adb"]
     if shutil.which(words[0]) is None:
-        raise DeviceError(f"the program {words[0]!r} is not found: install adb (Android's platform tools)")
+        raise UnreachableError(f"the program {words[0]!r} is not found: install adb (Android's platform tools)")
     return words
 
 
 def connected() -> list[Connected]:
-    """Every phone that adb lists, with what it is and what stands in the way; raises DeviceError without adb."""
+    """Every phone that adb lists, with what it is and what stands in the way.
+
+    Raises UnreachableError without adb, DeviceError where adb cannot list them.
+    """
     return [_look_at(serial, state) for serial, state in _listed()]
 
 

@@ -72,6 +72,7 @@ class PredictedDevice(Device):
             one = predict(work, model)
         except DeviceError as error:
             raise DeviceError(f"{path}: {error}") from error
+        why = f" ({self.profile.unreached})" if self.profile.unreached else ""
         return Predicted(
             latency_ms=one.latency_ms,
             low_ms=one.low_ms,
@@ -79,7 +80,8 @@ class PredictedDevice(Device):
             relative_std=one.relative_std,
             runtime=f"predicted for {model.runtime}",
             warning=(
-                f"the latencies are predicted, not measured: {self.profile.name} was off by {model.typical_error:.0%} "
-                f"on average and by {model.guaranteed_error:.0%} at most for families of networks that it had not seen"
+                f"the latencies are predicted, not measured{why}: {self.profile.name} was off by "
+                f"{model.typical_error:.0%} on average and by {model.guaranteed_error:.0%} at most for families of "
+                "networks that it had not seen"
             ),
         )

@@ -29,7 +29,7 @@ from typing import Any
 from device_profiles.devices import folder_names
 from device_profiles.devices.base import Delegation, Device, Loaded, Round, Session
 from device_profiles.digest import sha256
-from device_profiles.errors import DeviceError
+from device_profiles.errors import DeviceError, UnreachableError
 from device_profiles.profile import DeviceProfile
 from device_profiles.runners.client import WorkerClient
 
@@ -80,6 +80,10 @@ class Remote(ABC):
     def lost(self, stderr: str) -> str:
         """A sentence on a connection that ended or never came to be, from what the local program said, if anything."""
 
+    def is_away(self, stderr: str) -> bool:
+        """Whether such a connection never came to be as the device is not there, which raises UnreachableError."""
+        return False
+
     def run(
         self, argv: Sequence[str], *, timeout_s: float = _COMMAND_S, stdin: bytes | None = None, check: bool = False
     ) -> Completed:
@@ -104,10 +108,11 @@ class Remote(ABC):
         except subprocess.TimeoutExpired:
             raise DeviceError(f"{self.label} did not answer within {timeout_s:g} s; is it still connected?") from None
         except OSError as error:
-            raise DeviceError(f"{self.label} cannot be reached: {error}") from error
+            raise UnreachableError(f"{self.label} cannot be reached: {error}") from error
         marked = re.fullmatch(rb"(.*)\r?\n" + _STATUS.encode() + rb"(\d+)\r?\n", done.stdout, re.DOTALL)
         if marked is None:
-            raise DeviceError(self.lost(done.stderr.decode(errors="replace").strip()))
+            said = done.stderr.decode(errors="replace").strip()
+            raise (UnreachableError if self.is_away(said) else DeviceError)(self.lost(said))
         completed = Completed(int(marked[2]), marked[1], done.stderr)
         if check and completed.status:
             raise DeviceError(self.refusal(completed.words))

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from device_profiles.devices import adb, ssh
-from device_profiles.errors import DeviceError
+from device_profiles.errors import DeviceError, UnreachableError
 from device_profiles.profile import DeviceProfile, load_profile
 
 _PREDICTED = " (predicted)"
@@ -27,8 +27,8 @@ _FIRST_PIXEL = {"google pixel": "google pixel 1"}  # what the first one calls it
 def resolve(device: str | Path) -> DeviceProfile:
     """The profile of the device that is meant, asked of the device itself where one is connected.
 
-    Raises DeviceError for a device that is named by its address and cannot be reached, for a phone that is meant and
-    connected but not usable, and where several are meant; ProfileError for a name that does not exist.
+    Raises DeviceError for a device that is named by its address and cannot be reached, for one that is meant and there
+    but not usable, where several are meant, and where adb cannot tell; ProfileError for a name that does not exist.
     """
     text = str(device)
     if isinstance(device, str) and adb.is_address(text):
@@ -40,12 +40,12 @@ def resolve(device: str | Path) -> DeviceProfile:
         phone = _only(profile)
         return _connected(profile, phone) if phone else profile
     if profile.kind == "adb" and profile.address is None:
-        phone = _only(profile)
+        phone, missing = _only(profile), f"no {profile.title} is connected"
         if phone is None and not profile.latency:
-            raise DeviceError(f"no {profile.title} is connected, and the profile {profile.name} predicts no latencies")
-        return replace(profile, address=phone.serial) if phone else _predicting(profile)
-    if profile.kind in ("adb", "ssh") and profile.latency and not _reachable(profile):
-        return _predicting(profile)
+            raise DeviceError(f"{missing}, and the profile {profile.name} predicts no latencies")
+        return replace(profile, address=phone.serial) if phone else _predicting(profile, missing)
+    if profile.kind in ("adb", "ssh") and profile.latency and (away := _away(profile)):
+        return _predicting(profile, away)
     return profile
 
 
@@ -87,20 +87,20 @@ def _connected(profile: DeviceProfile, phone: adb.Connected) -> DeviceProfile:
     )
 
 
-def _predicting(profile: DeviceProfile) -> DeviceProfile:
-    """The profile of a device that was measured, for a place where it is not connected."""
-    return replace(profile, kind="predicted", title=profile.title + _PREDICTED)
+def _predicting(profile: DeviceProfile, why: str) -> DeviceProfile:
+    """The profile of a device that was measured, where it is not connected: `why` is said with what it predicts."""
+    return replace(profile, kind="predicted", title=profile.title + _PREDICTED, unreached=why)
 
 
 def _phones() -> list[adb.Connected]:
     """The phones that adb lists; none where there is no adb.
 
     A phone that cannot be asked could be the one that is meant, and a prediction in its place would come as a surprise:
-    that is an error.
+    that is an error, and so is an adb that does not answer.
     """
     try:
         phones = adb.connected()
-    except DeviceError:
+    except UnreachableError:
         return []
     for phone in phones:
         if phone.info is None:
@@ -109,11 +109,12 @@ def _phones() -> list[adb.Connected]:
     return phones
 
 
-def _reachable(profile: DeviceProfile) -> bool:
+def _away(profile: DeviceProfile) -> str | None:
+    """Why the device is not there, or None. Raises DeviceError where it is there and cannot be used."""
     from device_profiles.devices import open_device
 
     try:
         open_device(profile).describe()
-    except DeviceError:
-        return False
-    return True
+    except UnreachableError as error:
+        return str(error)
+    return None

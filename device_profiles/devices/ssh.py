@@ -33,6 +33,7 @@ _FORM = "an ssh device is written ssh://user@host:port, with ?python=/path/to/py
 _OPTIONS = ("python", "folder", "config")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:%_-]*")
+_AWAY = re.compile(r"Could not resolve|Connection refused|No route|timed out|unreachable")
 _NO_PYTHON = 127
 _KEEP_LINK_S = 30
 _LONGEST_SOCKET = 85  # a socket's path has at most 107 bytes, of which ssh wants 18
@@ -133,10 +134,13 @@ class SshRemote(Remote):
             return (
                 f"{self.label} refuses the login ({last}): set up a key with `{copy}`, so that `{login}` asks nothing"
             )
-        if re.search(r"Could not resolve|refused|No route|timed out|unreachable|Bad configuration|Can't open", last):
+        if _AWAY.search(last) or re.search(r"refused|Bad configuration|Can't open", last):
             return f"{self.label} cannot be reached: {last}; check the address, the power and the network"
         said = f" ({last})" if last else ""
         return f"the ssh link to {self.address.destination} was lost{said}; check board and network, then run it again"
+
+    def is_away(self, stderr: str) -> bool:
+        return bool(_AWAY.search(stderr.strip().rpartition("\n")[2]))
 
     def disconnect(self) -> None:
         """Close the shared connection; the next command opens another."""

@@ -138,8 +138,8 @@ class Written:
         parts.append(f"logits differ from torch's by {self.difference}")
         if found.acceleration.share is not None:
             parts.append(f"XNNPACK takes {found.acceleration.share:.0%} of the work")
-        if found.peak_memory_bytes is not None:
-            parts.append(f"{found.peak_memory_bytes / 1e6:.0f} MB of memory")
+        memory = found.peak_memory_bytes
+        parts.append("peak memory not told" if memory is None else f"{memory / 1e6:.0f} MB of memory")
         return "; ".join([*parts, *self.remarks])
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,6 +126,23 @@ def test_boards_may_be_named_as_ssh_names_them(monkeypatch: pytest.MonkeyPatch) 
         assert "cannot be reached" in found[name].obstacles[0]
     assert "is no address; an ssh device is written ssh://" in found["http://board"].obstacles[0]
     assert sum("invalid" in name for name in found) == 2
+
+
+def test_a_measured_board_is_listed_with_the_reason_why_it_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_profile(replace(load_profile("pixel"), name="mine", title="desk", kind="ssh", address="ssh://pi@desk"))
+    ssh = tmp_path / "ssh"
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for said, latency, title in (
+        ("ssh: connect to host desk port 22: Connection refused", "predicted", "desk"),
+        ("pi@desk: Permission denied (publickey).", "none", "a board that cannot be asked"),
+    ):
+        ssh.write_text(f"#!/bin/sh\necho '{said}' >&2; exit 255\n")
+        ssh.chmod(0o755)
+        found = listed()["mine"]
+        assert (found.place, found.latency, found.title) == ("own", latency, title)
+        assert said in found.obstacles[0]
 
 
 def test_own_profiles_are_listed_damaged_or_not(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from scripted import Script, ScriptedDevice, steady
 from device_profiles.benchmark import benchmark
 from device_profiles.devices import open_device
 from device_profiles.devices import resolve as module
-from device_profiles.devices.adb import Connected
+from device_profiles.devices.adb import Connected, connected
 from device_profiles.devices.base import DeviceInfo
 from device_profiles.devices.resolve import resolve
 from device_profiles.errors import DeviceError, ProfileError
@@ -289,6 +290,7 @@ def test_a_measured_profile_predicts_where_its_phone_is_not_connected(
     write_profile(own, path)
     assert resolve(path).kind == "predicted"
     assert resolve(str(path)).title == "Google Pixel 3a (predicted)"
+    assert resolve(path).unreached == "no Google Pixel 3a is connected"
     assert benchmark(open_device(path), {"a": networks["32@112"]}).measurements["a"].origin == "predicted"
     plug_in(Connected("8A1X", "device", PHONE))
     assert resolve(path) == replace(own, address="8A1X")
@@ -297,6 +299,92 @@ def test_a_measured_profile_predicts_where_its_phone_is_not_connected(
     write_profile(replace(own, latency=()), path)
     with pytest.raises(DeviceError, match="no Google Pixel 3a is connected"):
         resolve(path)
+
+
+@pytest.fixture
+def adb_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A program in place of adb, given as lines of shell."""
+
+    def stand_in(script: str) -> None:
+        monkeypatch.setattr(module.adb, "connected", connected)
+        monkeypatch.setenv("MOBILEPRUNE_ADB", str(program(tmp_path / "adb", script)))
+
+    return stand_in
+
+
+def program(path: Path, script: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_without_adb_a_pixel_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.adb, "connected", connected)
+    assert resolve("pixel") == PIXEL
+
+
+def test_an_adb_that_does_not_answer_is_no_prediction(adb_that: Callable[[str], None]) -> None:
+    adb_that("echo cannot connect to daemon >&2; exit 1")
+    with pytest.raises(DeviceError, match="adb cannot list the phones: cannot connect to daemon"):
+        resolve("pixel")
+
+
+@pytest.mark.parametrize(("state", "away"), [("", True), ("8A1X\tunauthorized", False), ("8A1X\toffline", False)])
+def test_a_measured_phone_that_is_there_but_cannot_be_asked_is_no_prediction(
+    adb_that: Callable[[str], None], tmp_path: Path, state: str, away: bool
+) -> None:
+    adb_that(f"case $1 in devices) printf 'List\\n{state}\\n';; *) echo 'error: device' >&2; exit 1;; esac")
+    write_profile(replace(PIXEL, name="mine", kind="adb", address="8A1X"), tmp_path / "mine.toml")
+    if away:
+        assert "the phone 8A1X is not connected: plug it in" in str(resolve(tmp_path / "mine.toml").unreached)
+    else:
+        with pytest.raises(DeviceError, match=f"the phone 8A1X is {state.split()[1]}: "):
+            resolve(tmp_path / "mine.toml")
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """The profile of a measured board, and an ssh in place of the real one that fails with these words."""
+
+    def fails(said: str) -> Path:
+        (tmp_path / "bin").mkdir()
+        program(tmp_path / "bin" / "ssh", f"echo '{said}' >&2; exit 255")
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+        write_profile(replace(PIXEL, name="mine", kind="ssh", address="ssh://pi@desk"), tmp_path / "mine.toml")
+        return tmp_path / "mine.toml"
+
+    return fails
+
+
+@pytest.mark.parametrize("said", ["Connection refused", "Could not resolve hostname desk", "Network is unreachable"])
+def test_a_measured_board_that_cannot_be_reached_is_predicted_with_the_reason(
+    board: Callable[[str], Path], networks: dict[str, Path], said: str
+) -> None:
+    found = resolve(board(f"ssh: connect to host desk port 22: {said}"))
+    assert found.kind == "predicted"
+    assert from_table(to_table(found)) == found
+    report = benchmark(open_device(found), {"a": networks["32@112"]})
+    assert (
+        f"not measured (the board pi@desk cannot be reached: ssh: connect to host desk port 22: {said};"
+        in (report.warnings[0])
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("pi@desk: Permission denied (publickey).", "refuses the login"),
+        ("Host key verification failed.", "has a host key that is not known yet"),
+        ("@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @", "another host key"),
+        ("/home/me/.ssh/config: line 1: Bad configuration option: x", "cannot be reached: .*Bad configuration"),
+        ("", "the ssh link to pi@desk was lost"),
+    ],
+)
+def test_a_measured_board_that_is_there_but_cannot_be_asked_is_no_prediction(
+    board: Callable[[str], Path], said: str, reason: str
+) -> None:
+    with pytest.raises(DeviceError, match=reason):
+        resolve(board(said))
 
 
 def test_gpu_on_a_device_that_is_not_there(networks: dict[str, Path]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from small_nets import SPEC, Shelf, make_net
 from torch import nn
@@ -122,6 +125,52 @@ def test_child_does_jobs_until_it_dies(tmp_path: Path) -> None:
         with pytest.raises(ChildError, match="ended with status 9"):
             child.call("os:_exit", log=log, timeout_s=60, status=9)
         assert child.call("json:loads", log=log, timeout_s=60, s="3") == 3
+
+
+def test_child_that_dies_between_two_jobs_is_replaced(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with Child() as child:
+        number = child.call("os:getpid", log=log, timeout_s=60)
+        os.kill(number, signal.SIGKILL)
+        os.waitid(os.P_PID, number, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has asked yet
+        assert child.call("os:getpid", log=log, timeout_s=60) != number
+
+
+CONVERTING = """
+import os, signal, sys
+from pathlib import Path
+from exporters.child import Child
+child, log = Child(), Path(sys.argv[1])
+"""
+INTERRUPTED = """
+number = child.call("os:getpid", log=log)
+try:
+    os.killpg(0, signal.SIGINT)
+    signal.pause()
+except KeyboardInterrupt:
+    print(child.call("os:getpid", log=log) == number)
+"""
+
+
+def test_ctrl_c_between_two_jobs_leaves_the_child(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CONVERTING + INTERRUPTED, str(tmp_path / "log")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, start_new_session=True)
+    assert done.stdout == "True\n", done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("busy", [True, False])
+def test_no_child_outlives_its_process(number: signal.Signals, busy: bool, tmp_path: Path) -> None:
+    wait = "child.call('signal:pause', log=log)" if busy else "signal.pause()"
+    script = f"{CONVERTING}print(child.call('os:getpid', log=log), flush=True); {wait}"
+    command = [sys.executable, "-c", script, str(tmp_path / "log")]
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=pipe, stderr=null, text=True, start_new_session=True) as running:
+        assert running.stdout is not None
+        child = psutil.Process(int(running.stdout.readline()))
+        os.killpg(running.pid, number)
+    _, alive = psutil.wait_procs([child], timeout=60)
+    assert alive == []
 
 
 @pytest.mark.parametrize("option", [{"dynamic_batch": True}, {"opset": 18}])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ from exporters.arm64 import check_arm64, programs
 from exporters.old import TOLERANCE, check_old, compare, interpreter
 from exporters.operators import acceleration, peak_memory, tflite_operators
 from exporters.verify import Gates, Verification, torch_logits, verify
+
+ANSWERED = """echo '{"error": "unknown request"}'; """  # what the runner for ARM says to a greeting
 
 
 def test_work_of_each_operator(shelf: Shelf) -> None:
@@ -74,6 +78,12 @@ def test_peak_memory_holds_the_weights(tmp_path: Path) -> None:
     assert 60e6 < grown < 400e6  # 62 MB of weights, which are read, parsed and packed
 
 
+def test_peak_memory_that_takes_too_long_is_not_told(tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    export(nn.Sequential(nn.Flatten(), nn.Linear(768, 5)), SPEC, path, format="onnx", simplify=False)
+    assert peak_memory(path, timeout_s=0.01) is None
+
+
 @pytest.fixture
 def old_runtime() -> None:
     if not interpreter().is_file():
@@ -102,11 +112,44 @@ def test_old_runtime_that_is_missing_or_broken(
     missing = check_old(path, images)
     assert missing.agrees is None and missing.mark is None and "tools/old_runtime.py" in missing.reason
     fake = tmp_path / "python"
-    fake.write_text("#!/bin/sh\necho 'Op FANCY version 9 is not known' >&2\nexit 1\n")
+    monkeypatch.setenv("MOBILEPRUNE_OLD_RUNTIME", str(fake))
+    fake.write_text("#!/bin/sh\necho started; echo 'Op FANCY version 9 is not known' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    refused = check_old(path, images)
+    assert refused.agrees is False and "Op FANCY version 9" in refused.mark
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (
+            "#!/bin/sh\necho 'ImportError: no numpy' >&2; exit 1",
+            "does not work: ImportError: no numpy; run: python tools",
+        ),
+        ("#!/bin/sh\nexit 0", "does not work: .*No such file"),
+        ("#!/bin/sh\n: > $6", "does not work: No data left"),
+        ("#!/nowhere/sh", "does not work: .*No such file"),
+        ("#!/bin/sh\nexec sleep 60", "took more than 0.5 s"),
+    ],
+)
+def test_old_runtime_that_does_not_work_says_nothing_of_the_file(
+    script: str, reason: str, shelf: Shelf, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_format("tflite")
+    fake = tmp_path / "python"
+    fake.write_text(f"{script}\n")
     fake.chmod(0o755)
     monkeypatch.setenv("MOBILEPRUNE_OLD_RUNTIME", str(fake))
-    broken = check_old(path, images)
-    assert broken.agrees is False and "Op FANCY version 9" in broken.mark
+    found = check_old(shelf.get("mobile", "tflite").path, images, timeout_s=0.5 if "sleep" in script else 60)
+    assert found.agrees is None and found.mark is None and re.search(f"not compared: .*{reason}", found.reason)
+
+
+def test_old_runtime_that_cannot_be_imported(shelf: Shelf, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This environment holds no tflite-runtime."""
+    need_format("tflite")
+    monkeypatch.setenv("MOBILEPRUNE_OLD_RUNTIME", sys.executable)
+    found = check_old(shelf.get("mobile", "tflite").path, images)
+    assert found.agrees is None and "No module named 'tflite_runtime'" in found.reason
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8", "int8-float-io", "int8-uint8-io"])
@@ -131,16 +174,57 @@ def test_arm64_that_is_missing_or_broken(
     monkeypatch.setenv("MOBILEPRUNE_CACHE", str(tmp_path))
     missing = check_arm64(path, images)
     assert missing.agrees is None and missing.mark is None and "tools/build_bundle.py" in missing.reason
-    (tmp_path / "bundles/arm64").mkdir(parents=True)
-    (tmp_path / "bundles/arm64/runner").touch()
-    qemu = tmp_path / "debian/qemu-1/usr/bin/qemu-aarch64"
-    qemu.parent.mkdir(parents=True)
+    qemu = broken_qemu(tmp_path)
     cases = {"""echo '{"error": "no FANCY"}'""": "cannot run it: no FANCY", "echo last words >&2; exit 3": "last words"}
     for script, reason in cases.items():
-        qemu.write_text(f"#!/bin/sh\ncat > /dev/null\n{script}\n")
-        qemu.chmod(0o755)
-        broken = check_arm64(path, images)
-        assert broken.agrees is False and broken.mark.startswith("not for litert on arm64: ") and reason in broken.mark
+        qemu.write_text(f"#!/bin/sh\ncat > /dev/null\n{ANSWERED}{script}\n")
+        refused = check_arm64(path, images)
+        assert refused.agrees is False and refused.mark.startswith("not for litert on arm64: ")
+        assert reason in refused.mark
+
+
+def broken_qemu(cache: Path) -> Path:
+    """The place of a program that stands in for qemu, beside an empty runner."""
+    (cache / "bundles/arm64").mkdir(parents=True)
+    (cache / "bundles/arm64/runner").touch()
+    qemu = cache / "debian/qemu-1/usr/bin/qemu-aarch64"
+    qemu.parent.mkdir(parents=True)
+    qemu.touch(0o755)
+    return qemu
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("#!/nowhere/sh", "No such file"),
+        ("#!/bin/sh\ncat > /dev/null; echo 'qemu: Could not open ld-linux' >&2; exit 255", "Could not open ld-linux"),
+        ("#!/bin/sh\ncat > /dev/null; echo warning: no JSON", "Expecting value"),
+        ("#!/bin/sh\ncat > /dev/null; echo 5", "ended with status 0"),
+        (f"#!/bin/sh\ncat > /dev/null; {ANSWERED}" + """echo '{"error": "libLiteRt.so: not found"}'""", "libLiteRt"),
+        (f"#!/bin/sh\ncat > /dev/null; {ANSWERED}yes '{{}}' | head -8", "No such file"),  # no outputs
+    ],
+)
+def test_qemu_that_does_not_work_says_nothing_of_the_file(
+    script: str, reason: str, shelf: Shelf, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_format("tflite")
+    monkeypatch.setenv("MOBILEPRUNE_CACHE", str(tmp_path))
+    broken_qemu(tmp_path).write_text(f"{script}\n")
+    found = check_arm64(shelf.get("mobile", "tflite").path, images)
+    assert found.agrees is None and found.mark is None and re.search(f"not compared: .*{reason}.*; run:", found.reason)
+
+
+def test_broken_peers_reject_no_file(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_format("tflite")
+    monkeypatch.setenv("MOBILEPRUNE_CACHE", str(tmp_path))
+    qemu = broken_qemu(tmp_path)
+    qemu.write_text("#!/nowhere/sh\n")
+    monkeypatch.setenv("MOBILEPRUNE_OLD_RUNTIME", str(qemu))
+    images = np.random.default_rng(1).standard_normal((20, 3, 16, 16)).astype(np.float32)
+    artifact = _copied(shelf, "tflite", "float32", tmp_path)
+    found = verify(artifact, make_net("mobile"), images)
+    assert artifact.path.is_file() and [other.agrees for other in found.others] == [None, None]
+    assert Verification.from_dict(found.to_dict()) == found
 
 
 def test_tolerance_between_devices() -> None:
