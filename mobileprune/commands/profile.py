@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -66,12 +67,12 @@ def profile(
     from mobileprune.profiling import calibrate_with, profile_with
 
     display = make_display()
-    how = {"image_size": image_size, "name": name, "output": output, "threads": threads, "rounds": rounds}
-    how["cool_down"] = parse_duration(cool_down)
+    how: dict[str, Any] = {"image_size": image_size, "name": name, "output": output, "threads": threads}
+    how |= {"rounds": rounds, "cool_down": parse_duration(cool_down)}
     if calibrate is not None:
-        found, path = calibrate_with(device, calibrate or device, models, display=display, **how)  # type: ignore[arg-type]
+        found, path = calibrate_with(device, calibrate or device, models, display=display, **how)
     else:
-        found, path = profile_with(device, models, display=display, **how)  # type: ignore[arg-type]
+        found, path = profile_with(device, models, display=display, **how)
     if as_json:
         print_out(json.dumps({"path": str(path), "name": found.name, "provenance": found.provenance}, indent=1))
         return
