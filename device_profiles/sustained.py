@@ -25,7 +25,7 @@ _FEWEST_POINTS = 8
 class Point:
     """A stretch of a sustained run that ended time_s after its start: the median latency of its runs.
 
-    temperature_c: the hottest sensor then, where it was asked for.
+    temperature_c: the device's then, as in `DeviceState`, where it was asked for.
     """
 
     time_s: float

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
@@ -60,7 +60,6 @@ def write_bundle(
     resize: str,
     stored: int | None = None,
     name: str = "image classifier",
-    facts: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Write the bundle of a .tflite artifact to `folder`, whole or not at all; an older bundle there is replaced.
 
@@ -68,9 +67,8 @@ def write_bundle(
     pixels in [0, 1] and normalises them itself.
 
     resize: the rule by which images were brought to the input size.  stored: the side in pixels of the squares that
-    they were brought to first, where that is not the input size.  facts: what else model.json is to hold (accuracy,
-    latency).  Raises ExportError where the artifact cannot be used by MediaPipe, the labels do not fit or the disk does
-    not take it.
+    they were brought to first, where that is not the input size.  Raises ExportError where the artifact cannot be used
+    by MediaPipe, the labels do not fit or the disk does not take it.
     """
     _check(artifact, labels)
     try:
@@ -90,7 +88,8 @@ def write_bundle(
         part.mkdir(parents=True)
         (part / MODEL).write_bytes(made)
         (part / LABELS).write_bytes(lines)
-        _write_json(part / DESCRIPTION, _description(artifact, taken, part / MODEL, labels, resize, name, facts or {}))
+        told = _description(artifact, taken, part / MODEL, labels, resize, name)
+        (part / DESCRIPTION).write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (part / EXAMPLE).write_text(_example(taken, stored), encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
@@ -136,7 +135,6 @@ def _description(
     labels: Sequence[str],
     resize: str,
     name: str,
-    facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     runtime = LiteRuntime(model.read_bytes(), 1)
     return {
@@ -158,15 +156,7 @@ def _description(
         },
         "output": {**runtime.given.to_dict(), "shape": [1, len(labels)], "values": "logits"},
         "labels": LABELS,
-        "facts": dict(facts),
     }
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    except ValueError as error:
-        raise ExportError(f"{DESCRIPTION} cannot hold NaN or infinite numbers: {error}") from error
 
 
 def _example(spec: InputSpec, stored: int | None) -> str:

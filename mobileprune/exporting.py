@@ -21,7 +21,7 @@ from mobileprune.models import check_outputs, find_model, load_checkpoint
 from mobileprune.progress import Display
 from mobileprune.run import Run
 from mobileprune.stages.context import Context
-from mobileprune.stages.files import FORMATS, Images, Job, Written, entry_of, refused
+from mobileprune.stages.files import FORMATS, Images, Job, Written, entry_of, refused, unbundled
 from mobileprune.stages.prune import restore
 from mobileprune.stages.records import require, scale_key
 from mobileprune.stages.solve import chosen_scale
@@ -117,7 +117,11 @@ def _files(
         folder, [entry_of(one) for one in written], labels=classes, resize=images.resize, extra={"name": label}
     )
     for one in written:
-        if one.artifact.format == "tflite":
+        if one.artifact.format != "tflite":
+            continue
+        if reason := unbundled(precision):
+            display.say(reason, style="yellow")
+        else:
             with display.work("exporting", "the Android bundle", 1):
                 job.write_android(one, folder / "android", classes, label)
     return written

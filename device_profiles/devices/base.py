@@ -53,10 +53,11 @@ class DeviceState:
     """How a device is doing at one moment; None where it does not tell.
 
     busy: share of the processors (0 to 1) that other programs keep busy, sampled while ours waits. load_1m: the
-    one-minute load average. governor: of the first core's clock. temperature_c: the hottest sensor, degrees Celsius.
-    temperature_limit_c: from where on the device slows itself down. thermal_status: Android's, from 0 (none) to 6
-    (shutdown). battery_percent: 0 to 100. power_saver: whether the battery saver is on. throttled: whether the device
-    says that it is slowing itself down now, for heat or for want of power.
+    one-minute load average. governor: of the first core's clock. temperature_c: of the hottest sensor, or of the one
+    nearest to its limit where each has its own, degrees Celsius. temperature_limit_c: from where on the device slows
+    itself down. thermal_status: Android's, from 0 (none) to 6 (shutdown). battery_percent: 0 to 100. power_saver:
+    whether the battery saver is on. throttled: whether the device says that it is slowing itself down now, for heat or
+    for want of power.
     """
 
     cores: int

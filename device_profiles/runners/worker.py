@@ -236,18 +236,28 @@ def _text(path: str | Path) -> str:
 
 def state() -> dict[str, Any]:
     """How this machine is doing; takes a quarter of a second, in which it watches what other programs do."""
-    zones = sorted(Path("/sys/class/thermal").glob("thermal_zone*"))
-    hottest = max((_celsius(zone / "temp") for zone in zones), default=None, key=lambda one: one or 0.0)
+    temperature, limit = _heat(Path("/sys/class/thermal"))
     flags = _text("/sys/devices/platform/soc/soc:firmware/get_throttled")  # of the Raspberry Pi
     return {
         "cores": len(os.sched_getaffinity(0)),
         "busy": _busy(),
         "load_1m": os.getloadavg()[0],
         "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
-        "temperature_c": hottest,
-        "temperature_limit_c": min((limit for zone in zones for limit in _limits(zone)), default=None),
+        "temperature_c": temperature,
+        "temperature_limit_c": limit,
         "throttled": bool(int(flags, 16) & 0xF) if flags else None,
     }
+
+
+def _heat(folder: Path) -> tuple[float | None, float | None]:
+    """(temperature, limit) in degrees Celsius, of the zone nearest to its own limit, else of the hottest; None for what
+    is not told."""
+    read = ((_celsius(zone / "temp"), _limits(zone)) for zone in sorted(folder.glob("thermal_zone*")))
+    zones = [(now, limits) for now, limits in read if now is not None]
+    limited = [(now, min(limits)) for now, limits in zones if limits]
+    if limited:
+        return min(limited, key=lambda zone: zone[1] - zone[0])
+    return max((now for now, _ in zones), default=None), None
 
 
 def _limits(zone: Path) -> list[float]:

@@ -12,7 +12,7 @@ from exporters.artifact import sha256_of
 from exporters.manifest import Entry as FileEntry
 from mobileprune.run import Entry
 from mobileprune.stages.context import Context
-from mobileprune.stages.files import FORMATS, Images, Job, Seen, Written, refused
+from mobileprune.stages.files import FORMATS, Images, Job, Seen, Written, refused, unbundled
 from mobileprune.stages.prune import Network, restore
 from mobileprune.stages.records import require, scale_key
 from mobileprune.stages.solve import chosen_scale
@@ -49,8 +49,8 @@ def _whole(ctx: Context, owner: str, name: str) -> bool:
     if entry is None:
         return False
     path = ctx.run.path / entry["path"]
-    bundled = name != "tflite" or (path.parent / "android" / "model.json").is_file()
-    return path.is_file() and sha256_of(path) == entry["artifact"]["sha256"] and bundled
+    bundled = name != "tflite" or unbundled(ctx.precision) or (path.parent / "android" / "model.json").is_file()
+    return path.is_file() and sha256_of(path) == entry["artifact"]["sha256"] and bool(bundled)
 
 
 def _changed(found: Entry, before: Entry) -> str:
@@ -66,12 +66,17 @@ def _formats(ctx: Context) -> list[str]:
     chosen = []
     for name in FORMATS:
         if reason := exporters.available(name) or refused(name, ctx.precision):
-            if ctx.run.journal.get("note", f"{name} not written: {reason}") is None:
-                ctx.run.journal.append("note", f"{name} not written: {reason}")
-                ctx.display.say(f"{name} not written: {reason}", style="yellow")
+            _note(ctx, f"{name} not written: {reason}")
         else:
             chosen.append(name)
     return chosen
+
+
+def _note(ctx: Context, text: str) -> None:
+    """Say what is left out, once in a run."""
+    if ctx.run.journal.get("note", text) is None:
+        ctx.run.journal.append("note", text)
+        ctx.display.say(text, style="yellow")
 
 
 def _written(ctx: Context, network: Network, folder: Path, name: str, owner: str) -> dict[str, Any]:
@@ -84,7 +89,9 @@ def _written(ctx: Context, network: Network, folder: Path, name: str, owner: str
     with ctx.display.work("exporting", f"{which} as {name}", 3) as advance:
         written = job.write(folder / f"model{exporters.suffix(name)}", name)
         advance(2, "what else it needs")
-        if name == "tflite":
+        if name == "tflite" and (reason := unbundled(ctx.precision)):
+            _note(ctx, reason)
+        elif name == "tflite":
             label = f"{ctx.source.name} {'base' if owner == 'base' else owner}"
             job.write_android(written, folder / "android", ctx.classes, label)
         tested = _test_accuracy(ctx, network, written)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -181,11 +181,14 @@ class Job:
             artifact = quantised.artifact
         else:
             artifact = self._calibrated(path, name, self.precision)
+        return Written(artifact, self._verified(artifact), quantised)
+
+    def _verified(self, artifact: exporters.Artifact) -> verify.Verification:
+        """Raises ExportError for a file that fails a gate; it is then in ``rejected/``."""
         gates = verify.Gates(allowed_drop=self.allowed_drop)
-        found = verify.verify(
+        return verify.verify(
             artifact, self.model, self.images.checked, self.images.labels, reference=self.reference, gates=gates
         )
-        return Written(artifact, found, quantised)
 
     def _calibrated(self, path: Path, name: str, precision: str, kept_float: Sequence[str] = ()) -> exporters.Artifact:
         return exporters.export(
@@ -216,19 +219,26 @@ class Job:
                 log=path.with_name(path.name + ".log"),
             )
 
-    def write_android(
-        self, written: Written, folder: Path, labels: Sequence[str], name: str, facts: Mapping[str, Any] | None = None
-    ) -> Path:
-        """The Android bundle of a .tflite file that was written; an int8 one is written with float ends for it."""
-        artifact = written.artifact
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".android-") as temporary:
-            if artifact.precision not in ANDROID_PRECISIONS:
-                kept = written.quantised.kept_names if written.quantised else ()
-                artifact = self._calibrated(Path(temporary) / "model.tflite", "tflite", _ANDROID_INTEGER, kept)
-            images = self.images
-            return write_bundle(
-                artifact, folder, labels=labels, resize=images.resize, stored=images.stored, name=name, facts=facts
-            ).folder
+    def write_android(self, written: Written, folder: Path, labels: Sequence[str], name: str) -> None:
+        """The Android bundle of a .tflite file that was written and is not ``unbundled``.
+
+        An int8 one is written with float ends for it, and verified like the file itself. Raises ExportError; a file
+        that fails is kept in ``rejected/``.
+        """
+        how: dict[str, Any] = {"labels": labels, "name": name}
+        how |= {"resize": self.images.resize, "stored": self.images.stored}
+        if written.artifact.precision in ANDROID_PRECISIONS:
+            write_bundle(written.artifact, folder, **how)
+            return
+        own = folder.with_name("android.tflite")
+        kept = written.quantised.kept_names if written.quantised else ()
+        artifact = self._calibrated(own, "tflite", _ANDROID_INTEGER, kept)
+        try:
+            self._verified(artifact)
+            write_bundle(artifact, folder, **how)
+        finally:
+            own.unlink(missing_ok=True)
+        own.with_name(f"{own.name}.log").unlink(missing_ok=True)
 
 
 def refused(name: str, precision: str, options: Mapping[str, Any] | None = None) -> str | None:
@@ -238,6 +248,14 @@ def refused(name: str, precision: str, options: Mapping[str, Any] | None = None)
         return f"{name} cannot be written in {precision}; it can be: {', '.join(known)}"
     # In float32, which every format has: an integer precision would ask for its calibration images here.
     return exporters.exporter(name).refusal(exporters.Options(**(options or {})))
+
+
+def unbundled(precision: str) -> str | None:
+    """None where there is an Android bundle of a .tflite file in this precision, else why not."""
+    if precision != "int16x8":
+        return None
+    known = ", ".join(("int8", *ANDROID_PRECISIONS))
+    return f"no Android bundle in {precision}: MediaPipe takes no 16-bit integers; there is one in: {known}"
 
 
 def entry_of(written: Written, latency: manifest.Latency | None = None) -> manifest.Entry:

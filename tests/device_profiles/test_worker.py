@@ -166,6 +166,30 @@ def test_the_flags_of_a_raspberry_pi(monkeypatch: pytest.MonkeyPatch, flags: str
     assert worker.state()["throttled"] is throttled
 
 
+@pytest.mark.parametrize(
+    ("zones", "told"),
+    [
+        ([(70.0, 95.0), (52.0, 60.0)], (52.0, 60.0)),  # the hottest is far from its own limit
+        ([(70.0, None), (52.0, 60.0)], (52.0, 60.0)),
+        ([(70.0, 75.0), (None, 60.0)], (70.0, 75.0)),
+        ([(40.0, None), (52.0, None), (None, None)], (52.0, None)),
+        ([(-5.0, None)], (-5.0, None)),
+        ([], (None, None)),
+    ],
+)
+def test_each_thermal_zone_is_compared_with_its_own_limit(
+    zones: list[tuple[float | None, float | None]], told: tuple[float | None, float | None], tmp_path: Path
+) -> None:
+    for number, (now, limit) in enumerate(zones):
+        zone = tmp_path / f"thermal_zone{number}"
+        zone.mkdir()
+        (zone / "temp").write_text("" if now is None else f"{now * 1000:.0f}\n")
+        if limit is not None:
+            (zone / "trip_point_0_type").write_text("passive\n")
+            (zone / "trip_point_0_temp").write_text(f"{limit * 1000:.0f}\n")
+    assert worker._heat(tmp_path) == told
+
+
 def test_the_limit_of_a_board_is_its_passive_trip_point(tmp_path: Path) -> None:
     zone = tmp_path / "thermal_zone0"
     zone.mkdir()

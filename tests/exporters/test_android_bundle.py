@@ -142,7 +142,7 @@ def test_what_is_in_the_bundle(shelf: Shelf, tmp_path: Path) -> None:
     need_format("tflite")
     made = even(shelf.get("mobile", "tflite", "int8-float-io"))
     folder = tmp_path / "it's \n android"
-    bundle = write_bundle(made, folder, labels=LABELS, resize=RESIZE_RULE, name="net", facts={"top1": 0.9})
+    bundle = write_bundle(made, folder, labels=LABELS, resize=RESIZE_RULE, name="net")
     assert sorted(entry.name for entry in folder.iterdir()) == [
         "Classifier.kt",
         "labels.txt",
@@ -156,7 +156,8 @@ def test_what_is_in_the_bundle(shelf: Shelf, tmp_path: Path) -> None:
     told = json.loads(bundle.description.read_text(encoding="utf-8"))
     assert told["sha256"] == sha256_of(bundle.model) and told["made_from_sha256"] == made.sha256
     assert told["input"]["shape"] == [1, 16, 16, 3] and told["input"]["resize"] == RESIZE_RULE
-    assert told["input"]["mean"] == [0.5, 0.5, 0.5] and told["facts"] == {"top1": 0.9}
+    assert told["input"]["mean"] == [0.5, 0.5, 0.5]
+    assert "facts" not in told and told["name"] == "net"
     example = bundle.example.read_text(encoding="utf-8")
     assert "MEAN = floatArrayOf(0.5f, 0.5f, 0.5f)" in example and "WIDTH = 16" in example and "$" not in example
     again = write_bundle(made, tmp_path / "again", labels=LABELS, resize=RESIZE_RULE)
@@ -169,17 +170,16 @@ def test_what_a_bundle_cannot_hold(shelf: Shelf, tmp_path: Path) -> None:
     need_format("tflite")
     good = even(shelf.get("mobile", "tflite"))
     cases = [
-        (replace(good, precision="int8"), LABELS, {}, "cannot hold tflite in int8: MediaPipe takes"),
-        (replace(good, format="onnx"), LABELS, {}, "cannot hold onnx"),
-        (good, LABELS[:4], {}, "4 labels were given for 5 classes"),
-        (good, [*LABELS[:4], "two\nlines"], {}, "cannot stand on a line"),
-        (good, [*LABELS[:4], " "], {}, "cannot stand on a line"),
-        (good, LABELS, {"top1": float("nan")}, "NaN"),
-        (replace(good, path=tmp_path / "gone.tflite"), LABELS, {}, "cannot read .*gone"),
+        (replace(good, precision="int8"), LABELS, "cannot hold tflite in int8: MediaPipe takes"),
+        (replace(good, format="onnx"), LABELS, "cannot hold onnx"),
+        (good, LABELS[:4], "4 labels were given for 5 classes"),
+        (good, [*LABELS[:4], "two\nlines"], "cannot stand on a line"),
+        (good, [*LABELS[:4], " "], "cannot stand on a line"),
+        (replace(good, path=tmp_path / "gone.tflite"), LABELS, "cannot read .*gone"),
     ]
-    for artifact, labels, facts, message in cases:
+    for artifact, labels, message in cases:
         with pytest.raises(ExportError, match=message):
-            write_bundle(artifact, tmp_path / "android", labels=labels, resize=RESIZE_RULE, facts=facts)
+            write_bundle(artifact, tmp_path / "android", labels=labels, resize=RESIZE_RULE)
     assert list(tmp_path.iterdir()) == []
 
 

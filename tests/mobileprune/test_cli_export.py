@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from functools import reduce
 from operator import getitem
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +20,7 @@ from conftest import QUESTION, TINY, Call
 from hypothesis import given
 from hypothesis import strategies as st
 
+import exporters
 from device_profiles.benchmark import Measurement
 from device_profiles.profile import load_profile
 from exporters import manifest
@@ -29,7 +32,7 @@ from mobileprune.progress import Quiet
 from mobileprune.request import timed_format
 from mobileprune.run import Run
 from mobileprune.stages.context import Context
-from mobileprune.stages.files import Images, balanced, refused
+from mobileprune.stages.files import Images, Job, balanced, refused
 from mobileprune.stages.profile import _say_if_slower
 from mobileprune.training.batches import View
 
@@ -244,6 +247,44 @@ def test_a_run_in_its_own_precision_with_an_open_batch(call: Call, finished: Pat
     alone = np.concatenate([session.run(None, {taken.name: image[None]})[0] for image in images])
     assert together.shape[0] == 3
     assert np.allclose(together, alone, atol=1e-5)
+
+
+def test_android_takes_no_16_bit_integers(call: Call, tmp_path: Path) -> None:
+    """What is not written is said, and no other precision goes in its place."""
+    model = ["export", f"{TINY}:tiny", "--model-arg", "blocks=1", "--image-size", "16", "--data", "digits"]
+    out = tmp_path / "out"
+    done = call(*model, "--format", "tflite", "--precision", "int16x8", "--allowed-drop", "100", "--output", out)
+    assert done.returncode == 0, done.stderr
+    assert "no Android bundle in int16x8: MediaPipe takes no 16-bit integers" in " ".join(done.stderr.split())
+    assert sorted(path.name for path in out.iterdir() if path.suffix != ".log") == ["manifest.json", "model.tflite"]
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_the_int8_file_of_a_bundle_is_verified_too(
+    spoilt: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(72, 3))
+    pictures = torch.randint(0, 256, (60, 3, 8, 8), dtype=torch.uint8)
+    images = Images(View(8, (0.5,) * 3, (0.25,) * 3), *(Split(pictures, torch.arange(60) % 3) for _ in range(2)))
+    job = Job(net, images, "int8", allowed_drop=1.0)
+    written = job.write(tmp_path / "model.tflite", "tflite")
+    export = Job._calibrated
+
+    def other_network(self: Job, *arguments: Any) -> exporters.Artifact:
+        return export(replace(self, model=torch.nn.Sequential(*net[:-1], torch.nn.Linear(72, 3))), *arguments)
+
+    bundle = tmp_path / "android"
+    if not spoilt:
+        job.write_android(written, bundle, "abc", "net")
+        assert json.loads((bundle / "model.json").read_text())["precision"] == "int8-float-io"
+    else:
+        monkeypatch.setattr(Job, "_calibrated", other_network)
+        with pytest.raises(exporters.ExportError, match=r"android\.tflite' is refused: its logits differ"):
+            job.write_android(written, bundle, "abc", "net")
+        assert not bundle.exists()
+        assert (tmp_path / "rejected" / "android.tflite").is_file()
+    assert not (tmp_path / "android.tflite").exists()
 
 
 DICE = """
