@@ -83,7 +83,13 @@ class Engine(Protocol):
         """Take a job on. Everything it reads must be in the run folder."""
 
     def wait(self, ctx: Context) -> tuple[Job, Entry]:
-        """The next job that is done, and its journal entry. Raises MobilepruneError where it cannot be done."""
+        """The next job that is done, and its journal entry. Raises MobilepruneError where it cannot be done.
+
+        Where anything is raised, Ctrl-C too, all jobs are given up: who goes on submits them anew.
+        """
+
+    def cancel(self) -> None:
+        """Give up all jobs that are pending."""
 
 
 class LocalEngine:
@@ -104,9 +110,16 @@ class LocalEngine:
         from mobileprune.stages.train import forget
 
         job = self._jobs.popleft()
-        entry = ctx.run.journal.append(job.kind, job.key, **_work(ctx, job))
-        forget(ctx, job.name)
+        try:
+            entry = ctx.run.journal.append(job.kind, job.key, **_work(ctx, job))
+            forget(ctx, job.name)
+        except BaseException:
+            self.cancel()
+            raise
         return job, entry
+
+    def cancel(self) -> None:
+        self._jobs.clear()
 
 
 def _work(ctx: Context, job: Job) -> Mapping[str, Any]:
@@ -197,31 +210,36 @@ class RayEngine:
         self._jobs[self._task.remote(self._shared[shared.key], Parcel.of(ctx.run, job.inputs), job)] = job
 
     def wait(self, ctx: Context) -> tuple[Job, Entry]:
+        try:
+            return self._wait(ctx)
+        except BaseException:
+            self.cancel()
+            raise
+
+    def _wait(self, ctx: Context) -> tuple[Job, Entry]:
         with ctx.display.work("training", f"{self.pending} under way or waiting on the cluster", 1):
             (done,), _ = self._ray.wait(list(self._jobs), num_returns=1)
         job = self._jobs.pop(done)
         try:
             answer: _Answer = self._ray.get(done)
         except self._ray.exceptions.RayError as error:
-            self._cancel()
             reason = str(error).strip().splitlines()[-1]
             raise MobilepruneError(
                 f"{job.name} was lost {_RETRIES + 1} times with its worker ({reason}); "
                 "look at the cluster and run the same command again"
             ) from error
         if answer.error is not None or answer.parcel is None or answer.entry is None:
-            self._cancel()
             raise MobilepruneError(f"{job.name} failed on node {answer.node}: {answer.error}")
         answer.parcel.unpack(ctx.run.path)
         for entry in answer.parcel.entries:
             _record(ctx.run, entry)
         return job, ctx.run.journal.append(job.kind, job.key, **answer.entry)
 
-    def _cancel(self) -> None:
-        """After a failure nobody waits for the rest."""
-        for task in self._jobs:
-            self._ray.cancel(task, force=True)
+    def cancel(self) -> None:
+        left = list(self._jobs)
         self._jobs.clear()
+        for task in left:
+            self._ray.cancel(task, force=True)
 
 
 def _check_address(address: str | None) -> None:

@@ -70,6 +70,14 @@ def _probe_all(ctx: Context, planned: list[Scale]) -> None:
     for i, scale in enumerate(planned):
         parent = parent_of(scale, [*earlier, *planned[:i]])
         waiting.append(Job("probe", f"probe at {scale}", scale, parent))
+    try:
+        _work_off(ctx, waiting)
+    except BaseException:  # Ctrl-C between two jobs, too
+        ctx.engine.cancel()
+        raise
+
+
+def _work_off(ctx: Context, waiting: list[Job]) -> None:
     while waiting or ctx.engine.pending:
         done = set(probed_scales(ctx.run))
         ready = [job for job in waiting if job.parent in done]

@@ -8,6 +8,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from mobileprune import progress
-from mobileprune.engine import Job, LocalEngine, Parcel, make_engine
+from mobileprune.engine import Job, LocalEngine, Parcel, RayEngine, make_engine
 from mobileprune.errors import MobilepruneError, UsageError
 from mobileprune.progress import Pace, Quiet, Terminal
 from mobileprune.request import Request, complete, open_or_create, words_of
@@ -130,6 +131,59 @@ def test_a_failed_probe_leaves_the_finished_ones(
     assert len(found_probes(tmp_path / "run")) == 2
     probe(Context(Run.open(tmp_path / "run"), Quiet()))
     assert found_probes(tmp_path / "run") == found_probes(probed)
+
+
+class Interrupted(Quiet):
+    """A display at which a person presses Ctrl-C when the second probe is told of."""
+
+    def __init__(self) -> None:
+        self.told = 0
+
+    def say(self, text: str, style: str = "") -> None:
+        self.told += text.startswith("    ")
+        if self.told == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["in a probe", "between two"])
+def test_an_interrupted_engine_has_no_jobs_left(
+    profiled: Path, probed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    shutil.copytree(profiled, tmp_path / "run")
+    calls: list[Job] = []
+
+    def second_is_interrupted(ctx: Context, job: Job) -> dict[str, object]:
+        calls.append(job)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return probe_one(ctx, job)
+
+    engine, run = LocalEngine(), Run.open(tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if where == "in a probe":
+            patch.setattr("mobileprune.stages.probe.probe_one", second_is_interrupted)
+        probe(Context(run, Quiet() if where == "in a probe" else Interrupted(), engine))
+    assert engine.pending == 0
+    if where == "between two":  # what goes on is the same
+        return
+    probe(Context(run, Quiet(), engine))
+    assert found_probes(tmp_path / "run") == found_probes(probed)
+    keys = [entry["key"] for entry in run.journal.entries if entry["kind"] == "probe"]
+    assert len(set(keys)) == len(keys)
+
+
+def test_an_interrupted_cluster_is_left_no_jobs(tmp_path: Path) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    cancelled: list[str] = []
+    engine = RayEngine.__new__(RayEngine)
+    engine._ray = SimpleNamespace(wait=interrupted, cancel=lambda task, force: cancelled.append(task))
+    engine._jobs = {name: Job("probe", name, BASE) for name in ("first", "second")}
+    with pytest.raises(KeyboardInterrupt):
+        engine.wait(Context(Run.create(tmp_path / "run", {"seed": 0}), Quiet()))
+    assert cancelled == ["first", "second"]
+    assert engine.pending == 0
 
 
 def test_ray_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
