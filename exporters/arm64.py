@@ -65,7 +65,10 @@ def _outputs(
     Raises OSError, ValueError and TimeoutExpired where qemu or the runner itself does not work.
     """
     shutil.copyfile(path, folder / "model.tflite")  # the runner reads plain names only
-    requests = [_GREETING, {"do": "load", "path": str(folder / "model.tflite"), "threads": 1}]
+    requests: list[dict[str, str | int]] = [
+        _GREETING,
+        {"do": "load", "path": str(folder / "model.tflite"), "threads": 1},
+    ]
     for index, image in enumerate(np.ascontiguousarray(images.transpose(0, 2, 3, 1), dtype=np.float32)):
         (folder / f"{index}.in").write_bytes(ours.taken.from_real(image).tobytes())
         requests.append({"do": "run", "input": str(folder / f"{index}.in"), "output": str(folder / f"{index}.out")})
