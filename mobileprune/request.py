@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobileprune.errors import UsageError
+from mobileprune.limits import check_limits
 from mobileprune.run import Run
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ _DEFAULTS: dict[str, Any] = {
 _DEFAULT_BASE_EPOCHS = 20
 _SCRATCH_LEARNING_RATE = 0.1
 _TRAINED_LEARNING_RATE = 0.02  # what a trained network knows would not survive the rate of one trained from scratch
-_LEAST_PROBES = 4  # of a surface in three dimensions
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,9 @@ class Request:
 
 
 def complete(request: Request, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The whole question as it stands in run.toml. Raises UsageError for a model or device that is not known.
+    """The whole question as it stands in run.toml.
+
+    Raises UsageError for a model or device that is not known, and for a number out of its limits.
 
     earlier: the run.toml that there is already; its device is not asked again, as it may not be connected now.
     """
@@ -115,6 +117,7 @@ def complete(request: Request, earlier: Mapping[str, Any] | None = None) -> dict
         given = getattr(request, name)
         return _DEFAULTS[name] if given is None else given
 
+    check_limits(vars(request))
     named = request.model or "resnet20"
     source = find_model(named, request.model_arguments) if isinstance(named, str) else named
     device = request.device or "host"
@@ -124,10 +127,6 @@ def complete(request: Request, earlier: Mapping[str, Any] | None = None) -> dict
     if request.checkpoint is not None and not request.checkpoint.is_file():
         raise UsageError(f"no checkpoint {request.checkpoint}")
     check_names(value("optimizer"), value("lr_schedule"))
-    if value("probes") < _LEAST_PROBES:
-        raise UsageError(
-            f"probes is {value('probes')}: a surface in three dimensions needs {_LEAST_PROBES} at the least"
-        )
     trained = bool(request.checkpoint or source.has_weights)
     base_epochs, base_rate = request.base_epochs, request.learning_rate
     if base_epochs is None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mobileprune.errors import UsageError
+from mobileprune.limits import LIMITS
 
 if TYPE_CHECKING:
     from mobileprune.progress import Display
@@ -33,6 +34,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the an
 run_argument = click.argument("run", type=click.Path(path_type=Path, file_okay=False), metavar="RUN")
 
 
+def within(name: str) -> click.ParamType:
+    """The type of the option ``name``: a number within its limits."""
+    limits = LIMITS[name]
+    kind = click.IntRange if limits.whole else click.FloatRange
+    return kind(limits.least, limits.most, limits.open_, limits.open_ and limits.most is not None)
+
+
 class RateType(click.ParamType):
     """A learning rate: a number above zero, or "auto"."""
 
@@ -41,7 +49,7 @@ class RateType(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
         if value == "auto":
             return "auto"
-        return click.FloatRange(0, min_open=True).convert(value, param, ctx)
+        return within("learning_rate").convert(value, param, ctx)
 
 
 def no_options(why: str, *, but: Iterable[str] = (), among: Iterable[str] | None = None) -> None:

@@ -18,6 +18,7 @@ from mobileprune.commands.common import (
     print_out,
     print_summary,
     resumable,
+    within,
 )
 from mobileprune.commands.configured import config_option
 from mobileprune.errors import MobilepruneError, UsageError
@@ -39,23 +40,28 @@ _RATE = "A number, or auto: found by a short range test.  "
 
 def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How networks are trained; the same for base, probes and result unless it says otherwise."""
-    share = click.FloatRange(0, 1)
     options = (
-        click.option("--batch-size", type=click.IntRange(2), help="[default: 64]"),
-        click.option("--probe-images", type=click.IntRange(0), help="Train probes on so many only.  [default: 0, all]"),
+        click.option("--batch-size", type=within("batch_size"), help="[default: 64]"),
+        click.option(
+            "--probe-images", type=within("probe_images"), help="Train probes on so many only.  [default: 0, all]"
+        ),
         click.option("--learning-rate", type=RateType(), help=_RATE + "[default: 0.1; 0.02 with weights]"),
         click.option("--finetune-learning-rate", type=RateType(), help=_RATE + "[default: auto]"),
         click.option("--lr-schedule", type=click.Choice(_SHAPES), help="[default: cosine]"),
-        click.option("--warm-up", type=share, help="Share of the steps.  [default: 0.1]"),
+        click.option("--warm-up", type=within("warm_up"), help="Share of the steps.  [default: 0.1]"),
         click.option("--optimizer", help="Any of timm's.  [default: sgd]"),
-        click.option("--weight-decay", type=click.FloatRange(0), help="Not on norms and biases.  [default: 5e-4]"),
-        click.option("--distillation", type=share, help="Weight of the base's answers.  [default: 0.5]"),
-        click.option("--temperature", type=click.FloatRange(0, min_open=True), help="Of distillation.  [default: 3]"),
-        click.option("--label-smoothing", type=share, help="[default: 0.05]"),
-        click.option("--mixup", type=click.FloatRange(0), help="[default: 0, off]"),
-        click.option("--cutmix", type=click.FloatRange(0), help="[default: 0, off]"),
-        click.option("--ema", type=share, help="Decay of averaged weights.  [default: 0, off]"),
-        click.option("--norm-images", type=click.IntRange(0), help="For batch norm after training.  [default: 0, off]"),
+        click.option("--weight-decay", type=within("weight_decay"), help="Not on norms and biases.  [default: 5e-4]"),
+        click.option(
+            "--distillation", type=within("distillation"), help="Weight of the base's answers.  [default: 0.5]"
+        ),
+        click.option("--temperature", type=within("temperature"), help="Of distillation.  [default: 3]"),
+        click.option("--label-smoothing", type=within("label_smoothing"), help="[default: 0.05]"),
+        click.option("--mixup", type=within("mixup"), help="[default: 0, off]"),
+        click.option("--cutmix", type=within("cutmix"), help="[default: 0, off]"),
+        click.option("--ema", type=within("ema"), help="Decay of averaged weights.  [default: 0, off]"),
+        click.option(
+            "--norm-images", type=within("norm_images"), help="For batch norm after training.  [default: 0, off]"
+        ),
         click.option("--training-precision", type=click.Choice(_ARITHMETIC), help="[default: auto]"),
     )
     for option in reversed(options):
@@ -71,25 +77,25 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--labels", help="imagenet-1k, or a file that names the model's outputs, where it has more.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Where torchvision's sets lie or are put.")
 @click.option("--download", is_flag=True, default=None, help="Fetch a data set by name where it is not here.")
-@click.option("--image-size", type=click.IntRange(8), help="Side in pixels at which the base sees images.")
+@click.option("--image-size", type=within("image_size"), help="Side in pixels at which the base sees images.")
 @click.option("--device", help="host, pixel, adb, ssh://...: see `mobileprune devices`.  [default: host]")
 @budget_option()
 @click.option("--run", "path", type=click.Path(path_type=Path), help="Run folder; an existing one is continued.")
 @click.option(
     "--probes",
-    type=click.IntRange(4, 64),
+    type=within("probes"),
     help="How many scales are probed at most; a further budget may add 2.  [default: 8]",
 )
-@click.option("--confidence", type=click.FloatRange(0, 1, True, True), help="That the budget is kept.  [default: 0.8]")
-@click.option("--profile-scales", type=click.IntRange(10, 64), help="How many scales are measured.  [default: 12]")
-@click.option("--rounds", type=click.IntRange(2, 100), help="Measuring rounds of every file.  [default: 7]")
-@click.option("--round-seconds", type=click.FloatRange(0), help="Least time of a file in a round.  [default: 0.25]")
-@click.option("--base-epochs", type=click.IntRange(0), help="Training of the base.  [default: 20; 0 with weights]")
-@click.option("--probe-epochs", type=click.IntRange(1), help="Fine-tuning of each probe.  [default: 4]")
-@click.option("--epochs", type=click.IntRange(1), help="Fine-tuning of the result.  [default: 16]")
+@click.option("--confidence", type=within("confidence"), help="That the budget is kept.  [default: 0.8]")
+@click.option("--profile-scales", type=within("profile_scales"), help="How many scales are measured.  [default: 12]")
+@click.option("--rounds", type=within("rounds"), help="Measuring rounds of every file.  [default: 7]")
+@click.option("--round-seconds", type=within("round_seconds"), help="Least time of a file in a round.  [default: 0.25]")
+@click.option("--base-epochs", type=within("base_epochs"), help="Training of the base.  [default: 20; 0 with weights]")
+@click.option("--probe-epochs", type=within("probe_epochs"), help="Fine-tuning of each probe.  [default: 4]")
+@click.option("--epochs", type=within("epochs"), help="Fine-tuning of the result.  [default: 16]")
 @_training_options
 @click.option("--precision", type=click.Choice(_PRECISIONS), help="Of the files.  [default: float32]")
-@click.option("--seed", type=click.IntRange(0), help="Fixes splits, weights and order.  [default: 0]")
+@click.option("--seed", type=within("seed"), help="Fixes splits, weights and order.  [default: 0]")
 @config_option()
 @click.option("--dry-run", is_flag=True, help="Only say what would be done, how long it takes and how much disk.")
 @json_option

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 from conftest import Call
@@ -19,8 +20,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import mobileprune
 import mobileprune.api
+from mobileprune.commands.optimize import optimize as optimize_command
 from mobileprune.given import as_images, fingerprint
 from mobileprune.journey import Options
+from mobileprune.limits import AUTOMATIC, LIMITS
 from mobileprune.request import Request
 from mobileprune.run import Journal
 from mobileprune.scale import Scale
@@ -112,6 +115,22 @@ def test_every_option_is_typed() -> None:
     assert set(Options.__annotations__) == asked
 
 
+def test_every_number_has_one_range_for_both_ways_of_asking() -> None:
+    options = {one.name: one.type for one in optimize_command.params}
+    numeric = {name for name, kind in Request.__annotations__.items() if "int" in kind or "float" in kind}
+    assert set(LIMITS) == numeric
+    for name, limits in LIMITS.items():
+        kind = options[name]
+        assert kind.name == ("rate" if name in AUTOMATIC else "integer range" if limits.whole else "float range")
+        for number in (limits.least - 1, limits.least, limits.least + 1, limits.most or 10**6, (limits.most or 0) + 1):
+            try:
+                kind.convert(str(number), None, None)
+                taken = True
+            except click.UsageError:
+                taken = False
+            assert taken == (number in limits), (name, number)
+
+
 def test_wrong_questions_say_what_to_do(tmp_path: Path) -> None:
     images = (torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 2)
     cases: list[tuple[dict[str, Any], str]] = [
@@ -120,7 +139,16 @@ def test_wrong_questions_say_what_to_do(tmp_path: Path) -> None:
         ({"model": "resnet20", "budget": "fast"}, "'fast' is not a budget"),
         ({"model": "resnet2O", "budget": "50%"}, "did you mean"),
         ({"model": "resnet20", "budget": "50%", "probess": 3}, "no option is called 'probess'"),
-        ({"model": "resnet20", "budget": "50%", "probes": 1}, "probes=1 is too few"),
+        (
+            {"model": "resnet20", "budget": "50%", "probes": 1},
+            "probes=1 is out of range: give a whole number of at least 4 and at",
+        ),
+        ({"model": "resnet20", "budget": "50%", "probe_epochs": 0}, "probe_epochs=0 is out of range"),
+        ({"model": "resnet20", "budget": "50%", "epochs": 1.5}, "epochs=1.5 is out of range"),
+        ({"model": "resnet20", "budget": "50%", "batch_size": "64"}, "batch_size='64' is out of range"),
+        ({"model": "resnet20", "budget": "50%", "confidence": 1}, "confidence=1 is out of range: .* and below 1"),
+        ({"model": "resnet20", "budget": "50%", "mixup": float("nan")}, "mixup=nan is out of range"),
+        ({"model": "resnet20", "budget": "50%", "learning_rate": -0.1}, 'a number above 0, or "auto"'),
         ({"model": "resnet20"}, "no budget: say what must hold"),
     ]
     for arguments, reason in cases:
