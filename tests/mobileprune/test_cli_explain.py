@@ -6,9 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from conftest import TINY, Call
 from test_cli_errors import one_sentence
 
+from mobileprune.api import diff
+from mobileprune.errors import MobilepruneError, UsageError
 from mobileprune.pruning.recipe import Recipe
 
 
@@ -37,20 +40,22 @@ def test_diff_of_a_run_and_of_a_recipe(call: Call, finished: Path, tmp_path: Pat
     assert "neither a run folder nor a recipe.json" in one_sentence(call("diff", tmp_path), 2)
 
 
-def test_diff_of_a_folder_in_a_run_is_of_that_scale(call: Call, finished: Path, tmp_path: Path) -> None:
+def test_diff_of_a_folder_in_a_run_is_of_that_scale(finished: Path) -> None:
     (chosen,) = (finished / "results").iterdir()
     probe = next(path for path in sorted((finished / "probes").iterdir()) if path.name != chosen.name)
-    found = json.loads(call("diff", probe, "--json").stdout)
-    assert found["scale"] == vars(Recipe.from_json((probe / "recipe.json").read_text()).scale)
-    assert found == json.loads(call("diff", probe / "recipe.json", "--json").stdout)
-    assert json.loads(call("diff", chosen, "--json").stdout)["scale"] != found["scale"]
+    found = diff(probe)
+    assert found.scale == Recipe.from_json((probe / "recipe.json").read_text()).scale
+    assert found == diff(probe / "recipe.json")
+    assert diff(chosen).scale == diff(finished).scale != found.scale
     for folder in (finished / "base", finished / "probes", probe / "none"):
-        assert "no recipe" in one_sentence(call("diff", folder), 2)
+        with pytest.raises(UsageError, match="no recipe .*: name a run, such as"):
+            diff(folder)
 
 
-def test_diff_of_a_run_that_is_not_pruned_yet(call: Call, finished: Path, tmp_path: Path) -> None:
+def test_diff_of_a_run_that_is_not_pruned_yet(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     lines = (run / "journal.jsonl").read_text().splitlines(keepends=True)
     (run / "journal.jsonl").write_text("".join(line for line in lines if json.loads(line)["kind"] != "pruned"))
-    assert f"run `mobileprune prune {run}` first" in one_sentence(call("diff", run), 1)
+    with pytest.raises(MobilepruneError, match=f"run `mobileprune prune {run}` first"):
+        diff(run)
