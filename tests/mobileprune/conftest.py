@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 TINY = Path(__file__).parent / "tiny_net.py"
 # The smallest question that still has every part: three dimensions, chains of probes, both file formats.
@@ -22,6 +23,9 @@ QUESTION = [
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A phone on the desk must not change what a test means by pixel.
 os.environ["MOBILEPRUNE_ADB"] = "no-adb-in-tests"
+# The time that an example takes decides no test.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")
