@@ -48,7 +48,7 @@ def test_diff_of_a_folder_in_a_run_is_of_that_scale(finished: Path) -> None:
     assert found == diff(probe / "recipe.json")
     assert diff(chosen).scale == diff(finished).scale != found.scale
     for folder in (finished / "base", finished / "probes", probe / "none"):
-        with pytest.raises(UsageError, match="no recipe .*: name a run, such as"):
+        with pytest.raises(UsageError, match=r"no recipe .*: name a run, such as"):
             diff(folder)
 
 
