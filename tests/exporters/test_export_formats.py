@@ -140,6 +140,8 @@ CONVERTING = """
 import os, signal, sys
 from pathlib import Path
 from exporters.child import Child
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started pytest in the background
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 child, log = Child(), Path(sys.argv[1])
 """
 INTERRUPTED = """
