@@ -28,6 +28,7 @@ from typing import Any
 
 from device_profiles.devices import folder_names
 from device_profiles.devices.base import Delegation, Device, Loaded, Round, Session
+from device_profiles.devices.completed import Completed
 from device_profiles.digest import sha256
 from device_profiles.errors import DeviceError, UnreachableError
 from device_profiles.profile import DeviceProfile
@@ -40,26 +41,6 @@ _END_S = 1.0
 _SLOWEST_LINK = 200_000.0  # bytes/s
 _FULL = re.compile(r"no space left|disk quota exceeded|enospc", re.IGNORECASE)
 _FORBIDDEN = re.compile(r"permission denied|read-only file system|operation not permitted", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Completed:
-    """A program that ended on a device, by itself: its exit status and what it wrote."""
-
-    status: int
-    stdout: bytes
-    stderr: bytes
-
-    @property
-    def text(self) -> str:
-        """stdout without the line ends around it."""
-        return self.stdout.decode(errors="replace").replace("\r\n", "\n").strip()
-
-    @property
-    def words(self) -> str:
-        """The last line it complained with, else the last it wrote."""
-        lines = (self.stderr.decode(errors="replace").strip() or self.text).splitlines()
-        return lines[-1].strip() if lines else f"exit status {self.status}"
 
 
 class Remote(ABC):
