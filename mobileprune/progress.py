@@ -23,7 +23,7 @@ from device_profiles.thermal import Gate
 from mobileprune.words import duration
 
 _LINE_EVERY_S = 60.0  # where there is no terminal to draw on
-Kind = Literal["training", "exporting", "measuring"]
+Kind = Literal["training", "exporting", "measuring", "scoring"]
 
 
 class Advance(Protocol):

@@ -82,7 +82,8 @@ COLUMNS = (
     "validation_top1", "test_top1", "predicted_validation_top1", "expected_validation_top1", "onnx_ms", "onnx_spread",
     "onnx_speedup", "tflite_ms", "tflite_spread", "tflite_speedup", "schedule", "wall_s",
 )  # fmt: skip
-_TRAINED = ("data", "training", "epoch", "base", "ranking", "probe")  # of a journal: what another precision shares
+# Kinds of a journal's entries that another precision shares.
+_TRAINED = ("data", "training", "epoch", "base", "ranking", "untrained", "probe")
 _SAME_SPEED = 0.1  # by what the base's latency may differ between the search and the last session
 _WAITS = 15
 _EXTRA_HELP = "RIVAL@SPEEDUP that is also trained for as many more epochs as the probes took"

@@ -13,12 +13,14 @@ from scipy.stats import norm
 from mobileprune.errors import UsageError
 from mobileprune.scale import Scale
 from mobileprune.search import forms
+from mobileprune.search.curves import LossCurves
 from mobileprune.search.prior import Prior
 from mobileprune.search.residual import ResidualGP
 from mobileprune.search.samples import Array, Axes, Samples, collect, points
+from mobileprune.search.trends import NUGGET
 
 PROBE_NOISE = 0.004  # standard deviation of one fine-tuned probe where none is given (0.3 to 0.6 points were measured)
-_PRIOR = Prior(surface=0.006, slope=0.02, nugget=forms.NUGGET, worth=8.0, most_folds=12)
+_PRIOR = Prior(surface=0.006, slope=0.02, nugget=NUGGET, worth=8.0, most_folds=12)
 _DOUBT = 2.0  # a form further down the list must beat those before it by the factor 1 - _DOUBT / samples
 
 
@@ -125,13 +127,18 @@ class AccuracySurrogate:
 
 
 def fit_accuracy(
-    scales: Sequence[Scale], accuracies: ArrayLike, stds: ArrayLike | None = None, form: str = "auto"
+    scales: Sequence[Scale],
+    accuracies: ArrayLike,
+    stds: ArrayLike | None = None,
+    form: str = "auto",
+    curves: LossCurves | None = None,
 ) -> AccuracySurrogate:
     """Fit an accuracy surface to probes.
 
     ``accuracies`` (n,) are fractions; ``stds`` (n,) their standard deviations (noise, as fractions), 0 for exact.
-    ``form`` is "auto" (best leave-one-out error), "monotone", "power-law-gp" or "polynomial" (the paper's, its rank and
-    degree chosen by leave-one-out). Raises UsageError for bad samples or fewer than three distinct scales.
+    ``form`` is "auto" (best leave-one-out error), "loss-curves" (which ``curves`` are for), "power-law-gp", "monotone"
+    or "polynomial" (the paper's, its rank and degree chosen by leave-one-out). Raises UsageError for bad samples or
+    fewer than three distinct scales.
     """
     if form != "auto" and form not in forms.NAMES:
         raise UsageError(f"no surrogate is called {form!r}: choose one of auto, {', '.join(forms.NAMES)}")
@@ -142,7 +149,7 @@ def fit_accuracy(
             f"accuracy {samples.y[outside[0]]:.4g} is not a fraction between 0 and 1: divide percent by 100"
         )
     axes = Axes.of(samples.x)
-    tried = [(kind, *_leave_out(kind, samples, axes)) for kind in forms.candidates(form, samples, axes)]
+    tried = [(kind, *_leave_out(kind, samples, axes)) for kind in forms.candidates(form, samples, axes, curves)]
     best = 0
     for i, (kind, _, score, _) in enumerate(tried):
         if form == "auto" and 2 * kind.parameters(axes) > len(samples):

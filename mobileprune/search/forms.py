@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from mobileprune.errors import UsageError
+from mobileprune.search.curves import LossCurves
 from mobileprune.search.residual import ResidualGP
 from mobileprune.search.samples import Array, Axes, Samples
-
-RIDGE = 0.003  # keeps collinear columns apart; small beside residuals of some tenths of a point
-NUGGET = 0.004  # accuracy of one architecture against a smooth surface: 0.3 to 0.5 points on published grids
+from mobileprune.search.trends import NUGGET, RIDGE, LossTrend, PowerLaw, Trend, nonnegative, weights_of
 
 
 class Fitted(Protocol):
@@ -27,23 +27,6 @@ class Fitted(Protocol):
 
     def value(self, x: NDArray) -> NDArray:
         """(n,) values at (n, 3) scales."""
-
-
-def weights_of(samples: Samples) -> Array:
-    """Relative weights (n,) of the samples, their root mean square being 1: measured noise and the nugget."""
-    weight = 1.0 / np.sqrt(samples.noise**2 + NUGGET**2)
-    return weight / np.sqrt(np.mean(weight**2))
-
-
-def nonnegative(columns: Array, y: Array, weight: Array, ridge: float | Array = RIDGE, center: float = 0.0) -> Array:
-    """Coefficients >= 0 of least ``|weight * (columns @ c - y)|^2 + ridge * |c|^2``, with a free intercept put last."""
-    n = columns.shape[1]
-    one = weight[:, None]
-    penalty = np.sqrt(np.broadcast_to(np.asarray(ridge, dtype=float), (n,)))
-    upper = np.hstack([columns * one, one, -one])
-    lower = np.hstack([np.diag(penalty), np.zeros((n, 2))])
-    solution, _ = nnls(np.vstack([upper, lower]), np.concatenate([(y - center) * weight, np.zeros(n)]))
-    return np.append(solution[:n], solution[n] - solution[n + 1] + center)
 
 
 @dataclass(frozen=True)
@@ -77,41 +60,27 @@ class MonotoneLog:
 
 
 @dataclass(frozen=True)
-class PowerLawGP:
-    """A saturating power law a - b d^-0.6 - c w^-0.6 - e r^-1.3 and a Gaussian process on what it leaves over.
+class TrendGP:
+    """A trend and a Gaussian process on what it leaves over.
 
     The process is damped just enough for the sum to ascend in every axis over the sampled box.
     """
 
     axes: Axes
-    coefficients: Array
+    trend: Trend
     process: ResidualGP
     damping: float
 
-    POWERS = (0.6, 0.6, 1.3)
     LENGTH = 0.7
 
     @classmethod
-    def _trend_columns(cls, x: NDArray, axes: Axes) -> NDArray:
-        low, p = axes.low, cls.POWERS
-        out = [1.0 - (x[:, i] ** -p[i] - 1.0) / (low[i] ** -p[i] - 1.0) for i in axes.active]
-        return np.stack(out, axis=1) if out else np.zeros((len(x), 0), dtype=x.dtype)
-
-    @classmethod
-    def fit(cls, samples: Samples, axes: Axes) -> PowerLawGP:
-        weight = weights_of(samples)
-        columns = cls._trend_columns(samples.x, axes)
-        center = float(np.average(samples.y, weights=weight**2))
-        # The ridge pulls towards an equal share of the range for each axis, so that no axis is flat without evidence.
-        share = 0.2 * float(np.ptp(samples.y)) / max(columns.shape[1], 1)
-        pulled = nonnegative(columns, samples.y - columns.sum(axis=1) * share, weight, 0.02, center - share)
-        coefficients = np.append(pulled[:-1] + share, pulled[-1])
-        residual = samples.y - columns @ coefficients[:-1] - coefficients[-1]
+    def fit(cls, samples: Samples, axes: Axes, trend: Trend) -> TrendGP:
+        residual = samples.y - trend.value(samples.x)
         noise = np.sqrt(samples.noise**2 + NUGGET**2)
         variance = max(float(np.ptp(samples.y)) * 0.08, 0.005) ** 2
         process = ResidualGP.fit(axes.unit(samples.x), residual, noise, variance, cls.LENGTH)
-        free = cls(axes, coefficients, process, 1.0)
-        return cls(axes, coefficients, process, free._admissible_damping())
+        free = cls(axes, trend, process, 1.0)
+        return cls(axes, trend, process, free._admissible_damping())
 
     def _admissible_damping(self) -> float:
         """The largest share of the process (at most 1) that keeps every slope above a small positive one."""
@@ -126,16 +95,15 @@ class PowerLawGP:
         for axis in active:
             shifted = grid.astype(complex)
             shifted[:, axis] += 1e-20j
-            trend = (self._trend_columns(shifted, self.axes) @ self.coefficients[:-1]).imag / 1e-20
+            rise = self.trend.value(shifted).imag / 1e-20
             wave = self.process.mean(self.axes.unit(shifted)).imag / 1e-20
-            falling = wave < -0.8 * trend
+            falling = wave < -0.8 * rise
             if falling.any():
-                damping = min(damping, float((0.8 * trend[falling] / -wave[falling]).min()))
+                damping = min(damping, float((0.8 * rise[falling] / -wave[falling]).min()))
         return damping
 
     def value(self, x: NDArray) -> NDArray:
-        trend = self._trend_columns(x, self.axes) @ self.coefficients[:-1] + self.coefficients[-1]
-        return trend + self.damping * self.process.mean(self.axes.unit(x))
+        return self.trend.value(x) + self.damping * self.process.mean(self.axes.unit(x))
 
 
 @dataclass(frozen=True)
@@ -229,12 +197,26 @@ def low_rank_form(rank: int, degree: int) -> Form:
 
 
 MONOTONE = Form("monotone", None, None, lambda samples, axes, _: MonotoneLog.fit(samples, axes))
-POWER_LAW_GP = Form("power-law-gp", None, None, lambda samples, axes, _: PowerLawGP.fit(samples, axes))
-NAMES = ("monotone", "power-law-gp", "polynomial")
+POWER_LAW_GP = Form(
+    "power-law-gp", None, None, lambda samples, axes, _: TrendGP.fit(samples, axes, PowerLaw.fit(samples, axes))
+)
+NAMES = ("monotone", "power-law-gp", "loss-curves", "polynomial")
 
 
-def candidates(name: str, samples: Samples, axes: Axes) -> list[Form]:
-    """The forms to compare under ``name`` ("auto" or one of NAMES): ranks and degrees that the samples can carry."""
+def loss_curves_form(curves: LossCurves) -> Form:
+    def fit(samples: Samples, axes: Axes, _: Fitted | None) -> Fitted:
+        return TrendGP.fit(samples, axes, LossTrend.fit(samples, axes, curves))
+
+    return Form("loss-curves", None, None, fit)
+
+
+def candidates(name: str, samples: Samples, axes: Axes, curves: LossCurves | None = None) -> list[Form]:
+    """The forms to compare under ``name`` ("auto" or one of NAMES): ranks and degrees that the samples can carry.
+
+    Raises UsageError for "loss-curves" where there are no ``curves``.
+    """
+    if name == "loss-curves" and curves is None:
+        raise UsageError("the form loss-curves needs the losses before training, which only a run that probes measures")
     largest = 3 if len(samples) >= 10 else 2
     pairs = [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
     carried = [
@@ -242,6 +224,10 @@ def candidates(name: str, samples: Samples, axes: Axes) -> list[Form]:
         for rank, degree in pairs
         if degree <= largest and (rank == 1 or rank * (len(axes.active) * degree + 1) <= len(samples) + 2)
     ]
-    polynomials = [low_rank_form(rank, degree) for rank, degree in carried]
-    named = {"monotone": [MONOTONE], "power-law-gp": [POWER_LAW_GP], "polynomial": polynomials}
-    return [POWER_LAW_GP, MONOTONE, *polynomials] if name == "auto" else named[name]
+    named = {
+        "loss-curves": [loss_curves_form(curves)] if curves else [],
+        "power-law-gp": [POWER_LAW_GP],
+        "monotone": [MONOTONE],
+        "polynomial": [low_rank_form(rank, degree) for rank, degree in carried],
+    }
+    return [form for forms in named.values() for form in forms] if name == "auto" else named[name]

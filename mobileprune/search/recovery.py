@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mobileprune.scale import BASE, Scale
 from mobileprune.search.accuracy import AccuracySurrogate, fit_accuracy
+from mobileprune.search.curves import LossCurves
 from mobileprune.search.samples import Array, Samples
 
 EXPONENTS = tuple(0.04 * i for i in range(13))
@@ -103,12 +104,18 @@ class ResultAccuracy:
 
 
 def fit_recovery(
-    scales: Sequence[Scale], accuracies: ArrayLike, stds: ArrayLike, epochs: ArrayLike, form: str = "auto"
+    scales: Sequence[Scale],
+    accuracies: ArrayLike,
+    stds: ArrayLike,
+    epochs: ArrayLike,
+    form: str = "auto",
+    curves: LossCurves | None = None,
 ) -> Recovery:
     """Fit the surface to accuracies (n,) found after ``epochs`` (n,) of training; infinite for the base.
 
     The surface is told at the geometric mean of the finite epochs. The exponent is the one at which samples left out
-    are missed least, given its prior; where all were trained alike the prior alone says it. form: see ``fit_accuracy``.
+    are missed least, given its prior; where all were trained alike the prior alone says it. form, curves: see
+    ``fit_accuracy``.
     """
     trained, noise = np.asarray(epochs, dtype=float), np.asarray(stds, dtype=float)
     ceiling = max((float(a) for a, s in zip(np.asarray(accuracies), scales, strict=True) if s == BASE), default=1.0)
@@ -123,4 +130,4 @@ def fit_recovery(
     alike = len(set(finite.tolist())) < 2
     exponent = _USUAL if alike else min(EXPONENTS, key=doubt)
     told = retold(accuracies, trained, middle, exponent, ceiling)
-    return Recovery(fit_accuracy(scales, told, noise, form), exponent, middle, ceiling)
+    return Recovery(fit_accuracy(scales, told, noise, form, curves), exponent, middle, ceiling)

@@ -17,6 +17,7 @@ from mobileprune.stages.records import probe_limit, scale_key
 from mobileprune.stages.remaining import FULL_EPOCHS, probe_cost
 from mobileprune.stages.solve import check_reachable, current_budgets, designed_probes, plan_probes
 from mobileprune.stages.train import choose_rate, describe, scores, train
+from mobileprune.stages.untrained import measure_untrained
 from mobileprune.words import counted
 
 _OPTIMISM = 1.0  # standard deviations above its prediction that a scale is given before it is measured
@@ -30,6 +31,8 @@ def probe(ctx: Context) -> None:
     """
     budgets = current_budgets(ctx.run)
     check_reachable(ctx.run, budgets)
+    if len(ctx.run.journal.all("probe")) < probe_limit(ctx.run):
+        measure_untrained(ctx)
     announced = False
     while planned := _plan(ctx, budgets):
         if not announced:

@@ -24,6 +24,7 @@ from mobileprune.search.solver import (
     survey,
 )
 from mobileprune.stages.accuracies import accuracy_samples, result_epochs
+from mobileprune.stages.losses import loss_curves
 from mobileprune.stages.records import (
     Costs,
     base_latency_ms,
@@ -95,6 +96,7 @@ class Problem:
             [s.std for s in samples],
             [s.epochs for s in samples],
             self.surrogate,
+            loss_curves(self.run),
         )
 
     @cached_property

@@ -23,6 +23,9 @@ from exporters.manifest import read_manifest
 from mobileprune.pruning.recipe import Recipe
 from mobileprune.run import Journal
 
+# Kinds of entries that a run makes once.
+FINISHED = ("base", "ranking", "untrained", "latency", "probe", "answer", "pruned", "finetuned", "artifact", "measured")
+
 
 def test_the_answer_is_whole(call: Call, finished: Path) -> None:
     done = call("optimize", "--run", finished, "--json")
@@ -48,9 +51,8 @@ def test_nothing_is_done_twice(call: Call, finished: Path) -> None:
     assert call("optimize", "--run", finished).returncode == 0
     after = Journal(finished / "journal.jsonl")
     assert len({(e["kind"], e["key"]) for e in after.entries if e["kind"] == "probe"}) == 5
-    kinds = ("base", "ranking", "latency", "probe", "answer", "pruned", "finetuned", "artifact", "measured")
-    assert [e for e in after.entries if e["kind"] in kinds] == [
-        e for e in map(json.loads, before.splitlines()) if e["kind"] in kinds
+    assert [e for e in after.entries if e["kind"] in FINISHED] == [
+        e for e in map(json.loads, before.splitlines()) if e["kind"] in FINISHED
     ]
 
 
@@ -197,7 +199,7 @@ def test_ten_kills_cost_nothing_that_was_finished(finished: Path, tmp_path: Path
     done = subprocess.run(full, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     journal, whole = Journal(run / "journal.jsonl"), Journal(finished / "journal.jsonl")
-    for kind in ("base", "ranking", "probe", "latency", "answer", "pruned", "finetuned", "artifact", "measured"):
+    for kind in FINISHED:
         keys = [e["key"] for e in journal.entries if e["kind"] == kind]
         expected = sorted(e["key"] for e in whole.entries if e["kind"] == kind)
         assert sorted(keys) == expected, kind  # as often as in a run that was never killed

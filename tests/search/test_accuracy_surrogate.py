@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from mobileprune.errors import UsageError
 from mobileprune.scale import BASE, Scale
 from mobileprune.search.accuracy import fit_accuracy
-from mobileprune.search.forms import NAMES, NUGGET, LowRank
+from mobileprune.search.curves import LossCurves, along
+from mobileprune.search.forms import NAMES, LowRank
 from mobileprune.search.samples import points
+from mobileprune.search.trends import NUGGET
 
 
 def surface(scale: Scale) -> float:
@@ -24,6 +26,11 @@ def corners(low: float = 0.4) -> list[Scale]:
     return [Scale(*p) for p in itertools.product((low, 1.0), repeat=3)] + [Scale(0.65, 0.65, 0.65)]
 
 
+# Losses before training, with a cliff in width.
+CURVES = LossCurves.of(
+    {BASE: 0.1, along(0, 0.2): 2.0, along(0, 0.6): 0.4, along(1, 0.2): 2.3, along(1, 0.7): 2.0, along(1, 0.75): 0.2}
+    | {along(2, 0.5): 1.5}
+)
 shares = st.floats(0.2, 1.0)
 scales = st.builds(Scale, shares, shares, shares)
 samples = st.lists(st.tuples(scales, st.floats(0.05, 0.99)), min_size=4, max_size=9, unique_by=lambda p: p[0]).filter(
@@ -61,7 +68,7 @@ def test_the_papers_form_recovers_a_product_of_polynomials() -> None:
 def test_every_form_is_monotone_over_the_box(
     form: str, rows: list[tuple[Scale, float]], pairs: list[tuple[Scale, Scale]]
 ) -> None:
-    fitted = fit_accuracy([s for s, _ in rows], [a for _, a in rows], form=form)
+    fitted = fit_accuracy([s for s, _ in rows], [a for _, a in rows], form=form, curves=CURVES)
     low = points([s for s, _ in rows]).min(axis=0)
     a, b = (np.maximum(points([pair[i] for pair in pairs]), low) for i in (0, 1))
     assert np.all(fitted.smooth(np.minimum(a, b)) <= fitted.smooth(np.maximum(a, b)) + 1e-9)
@@ -157,7 +164,7 @@ def test_too_few_points_and_unknown_forms_are_refused() -> None:
 
 
 def test_the_report_names_what_was_compared() -> None:
-    told = fit_accuracy(corners(), [surface(s) for s in corners()]).to_dict()
+    told = fit_accuracy(corners(), [surface(s) for s in corners()], curves=CURVES).to_dict()
     assert {c["form"] for c in told["candidates"]} == set(NAMES)
     assert [c["form"] for c in told["candidates"] if c["chosen"]] == [told["form"]]
     assert all(c["cv_error"] >= 0.0 for c in told["candidates"])
