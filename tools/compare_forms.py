@@ -4,7 +4,8 @@
 
 Each later probe and each result of a run is predicted from all that the run had found before it, by each form alone and
 by the one that would have been chosen; nothing is trained. These are the scales that decisions are about. Leaving out
-one sample after another weighs the far corners instead, where most of that error is.
+one sample after another weighs the far corners instead, where most of that error is. A run of which no losses before
+training were measured has no figures of the form that needs them.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import numpy as np
 from tables import Table
 
 from mobileprune.run import Run
+from mobileprune.search.curves import LossCurves
 from mobileprune.search.forms import NAMES
 from mobileprune.search.recovery import fit_recovery
 from mobileprune.stages.accuracies import Sample, accuracy_samples
+from mobileprune.stages.losses import loss_curves
 
-_CHOSEN = "auto"
+_CHOSEN, _NEEDS_CURVES = "auto", "loss-curves"
 _DESIGNED = 7  # the base and the probes that are planned without a surrogate
 _COLUMNS = ("run", "samples", "depth", "width", "resolution", "trainings", "found", "std", _CHOSEN, *NAMES)
 
@@ -44,7 +47,7 @@ def findings(run: Run) -> Iterator[tuple[list[Sample], Sample]]:
         before = now
 
 
-def foretold(known: Sequence[Sample], wanted: Sample, form: str) -> float:
+def foretold(known: Sequence[Sample], wanted: Sample, form: str, curves: LossCurves | None) -> float:
     """The accuracy (a fraction) that ``form`` expects at the scale of ``wanted`` after as much training."""
     recovery = fit_recovery(
         [s.scale for s in known],
@@ -52,6 +55,7 @@ def foretold(known: Sequence[Sample], wanted: Sample, form: str) -> float:
         [s.std for s in known],
         [s.epochs for s in known],
         form,
+        curves,
     )
     mean, std = recovery.surrogate.estimate([wanted.scale])
     return float(recovery.after(mean, std, [wanted.epochs])[0][0])
@@ -64,15 +68,18 @@ def main() -> None:
     options = parser.parse_args()
     table = Table(options.csv, _COLUMNS, ("run", "samples"), f"python {' '.join(sys.argv)}")
     for path in options.runs:
-        for known, found in findings(Run.open(path)):
-            row = {name: f"{foretold(known, found, name):.4f}" for name in (_CHOSEN, *NAMES)}
+        run = Run.open(path)
+        curves = loss_curves(run)
+        names = [name for name in (_CHOSEN, *NAMES) if curves or name != _NEEDS_CURVES]
+        for known, found in findings(run):
+            row = dict.fromkeys(NAMES, "") | {n: f"{foretold(known, found, n, curves):.4f}" for n in names}
             scale = dict(
                 zip(("depth", "width", "resolution"), (f"{v:.4f}" for v in found.scale.as_tuple()), strict=True)
             )
             numbers = {"trainings": f"{found.epochs:g}", "found": f"{found.accuracy:.4f}", "std": f"{found.std:.4f}"}
             table.add({"run": path.name, "samples": len(known), **scale, **numbers, **row})
     for name in (_CHOSEN, *NAMES):
-        errors = np.array([float(row[name]) - float(row["found"]) for row in table.rows])
+        errors = np.array([float(row[name]) - float(row["found"]) for row in table.rows if row.get(name)])
         print(
             f"{name:<14} off by {100 * np.abs(errors).mean():.2f} points, {100 * np.sqrt(np.mean(errors**2)):.2f} rms"
         )

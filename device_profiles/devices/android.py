@@ -124,21 +124,30 @@ def _number(text: str, name: str) -> float | None:
 
 
 def _temperatures(thermal: str) -> tuple[float | None, float | None]:
-    """(the hottest of the processor's sensors, from where on the phone slows down), in degrees Celsius.
+    """(temperature, from where on the phone slows down) in degrees Celsius, of the processor's sensor that is nearest
+    to its own limit, else of its hottest; the skin's where the processor has none. None for what is not told.
 
-    The skin's where the processor has none. `dumpsys thermalservice` prints the sensors twice, from its cache and
-    freshly, and the thresholds of each kind as seven numbers of growing severity, many of them NaN.
+    `dumpsys thermalservice` prints the sensors twice, from its cache and freshly, and the thresholds of each as seven
+    numbers of growing severity, many of them NaN.
     """
     fresh = thermal.partition("Current temperatures from HAL")[2] or thermal
     for kind in (_CPU, _SKIN):
-        found = re.findall(rf"Temperature\{{mValue=(-?\d+(?:\.\d+)?), mType={kind},", fresh)
-        values = [float(one) for one in found if -40 < float(one) < 200]
-        if values:
-            lists = re.findall(rf"mType={kind}, mName=[^,]*, mHotThrottlingThresholds=\[([^\]]*)\]", thermal)
-            limits = [float(one) for text in lists for one in re.findall(r"\d+(?:\.\d+)?", text)]
-            usable = [one for one in limits if math.isfinite(one) and one > 0]
-            return max(values), min(usable, default=None)
+        found = re.findall(rf"Temperature\{{mValue=(-?\d+(?:\.\d+)?), mType={kind}, mName=([^,]*),", fresh)
+        now = {name: float(value) for value, name in found if -40 < float(value) < 200}
+        if not now:
+            continue
+        limits = _thresholds(thermal, kind)
+        limited = [(value, limits[name]) for name, value in now.items() if name in limits]
+        return min(limited, key=lambda pair: pair[1] - pair[0]) if limited else (max(now.values()), None)
     return None, None
+
+
+def _thresholds(thermal: str, kind: int) -> dict[str, float]:
+    """The lowest temperature at which each sensor of a kind slows the phone down, by the sensor's name."""
+    found = re.findall(rf"mType={kind}, mName=([^,]*), mHotThrottlingThresholds=\[([^\]]*)\]", thermal)
+    limits = {name: [float(one) for one in re.findall(r"\d+(?:\.\d+)?", text)] for name, text in found}
+    usable = {name: [one for one in values if math.isfinite(one) and one > 0] for name, values in limits.items()}
+    return {name: min(values) for name, values in usable.items() if values}
 
 
 def _busy(before: str, after: str) -> float | None:

@@ -106,7 +106,7 @@ def test_how_a_phone_is_doing() -> None:
         busy=pytest.approx(0.4),  # 40 of 100 ticks were neither idle nor waiting
         load_1m=3.25,
         governor="sched_pixel",
-        temperature_c=51.8,  # the processor's hottest, as the hardware tells it now
+        temperature_c=47.2,  # of the only sensor that has a limit, as the hardware tells it now
         temperature_limit_c=95.0,
         thermal_status=1,
         battery_percent=86.0,
@@ -119,6 +119,20 @@ def test_a_phone_that_tells_nothing() -> None:
     assert android.state(told(battery="", thermal="Can't find service: thermalservice", saver="null")) == DeviceState(
         cores=1, power_saver=False
     )
+
+
+def test_each_sensor_is_held_against_its_own_limit() -> None:
+    """A sensor that may grow hotter than another does not slow the phone down at the other's limit."""
+    more = (
+        "\tTemperatureThreshold{mType=0, mName=MID, mHotThrottlingThresholds=[NaN, NaN, NaN, 60.0, NaN, NaN, 90.0]}\n"
+    )
+    state = android.state(told(thermal=THERMAL + more))
+    assert (state.temperature_c, state.temperature_limit_c) == (51.8, 60.0)
+    hot = THERMAL.replace("mValue=47.2", "mValue=93.0") + more
+    assert android.state(told(thermal=hot)).temperature_c == 93.0  # 2 °C below its limit, MID 8 °C
+    bare = "\n".join(line for line in THERMAL.splitlines() if "Threshold" not in line)
+    state = android.state(told(thermal=bare))
+    assert (state.temperature_c, state.temperature_limit_c) == (51.8, None)
 
 
 def test_without_sensors_of_the_processor_the_skin_counts_and_then_the_battery() -> None:
