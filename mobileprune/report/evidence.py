@@ -88,6 +88,24 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Untrained:
+    """What one dimension alone adds to the loss (nats, on training images) before any training.
+
+    shares (n,): of the base, ascending, the last 1. added (n,): nats. chosen: the share of the chosen scale.
+    """
+
+    axis: str
+    shares: Sequence[float]
+    added: Sequence[float]
+    chosen: float
+
+    @property
+    def reach(self) -> float:
+        """The smallest measured share that adds less than a nat; 1 where there is none."""
+        return min(share for share, added in zip(self.shares, self.added, strict=True) if added < 1.0)
+
+
+@dataclass(frozen=True)
 class Evidence:
     """Everything that the figures and the sentences beside them are made of."""
 
@@ -99,6 +117,7 @@ class Evidence:
     slices: Sequence[Slice]
     blocks: Sequence[Block]
     curves: Sequence[Curve]
+    untrained: Sequence[Untrained]
     limit_name: str
     limit_unit: str
     limit: float  # what the run was asked to keep

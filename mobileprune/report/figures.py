@@ -16,6 +16,7 @@ from mobileprune.scale import BASE
 BLUE, ORANGE, GREEN, SKY, GREY = "#1A85C8", "#D55E00", "#009E73", "#56B4E9", "#7F7F7F"
 _BLOCK_PX = 20  # height of one block's pair of bars
 _WIDE = {"base": (BLUE, 2.5), "result": (ORANGE, 2.5)}  # of curves: colour and width; probes are thin and grey
+_ALONE = {"depth": (BLUE, "circle"), "width": (ORANGE, "diamond"), "resolution": (GREEN, "square")}
 Row = tuple[str, ...]
 
 
@@ -33,7 +34,8 @@ class Figure:
 
 def figures(evidence: Evidence) -> list[Figure]:
     """Every figure that the evidence carries; one without data is left out (the page says so)."""
-    drawn = [_slices(evidence), _latency(evidence), _macs(evidence), _blocks(evidence), _curves(evidence)]
+    drawn = [_slices(evidence), _untrained(evidence), _latency(evidence), _macs(evidence), _blocks(evidence)]
+    drawn.append(_curves(evidence))
     return [figure for figure in drawn if figure is not None]
 
 
@@ -142,6 +144,24 @@ def _slice(part: Slice, chosen: Any, colours: dict[str, Any]) -> go.Figure:
     return whole
 
 
+def _untrained(evidence: Evidence) -> Figure | None:
+    if not evidence.untrained:
+        return None
+    figure, rows = go.Figure(), list[Row]()
+    for line in evidence.untrained:
+        colour, symbol = _ALONE[line.axis]
+        figure.add_scatter(
+            x=line.shares, y=line.added, mode="lines+markers", name=f"{line.axis} alone",
+            line_color=colour, marker={"symbol": symbol, "size": 8},
+        )  # fmt: skip
+        figure.add_vline(x=line.chosen, line={"color": colour, "dash": "dot", "width": 1.5})
+        rows += [(line.axis, f"{s:.3g}", f"{a:.2f}") for s, a in zip(line.shares, line.added, strict=True)]
+    drawn = dressed(figure, "share of the base", "loss added before any training (nats)")
+    heading = ("dimension", "share of the base", "loss added (nats)")
+    title = "What each dimension costs before training"
+    return Figure("untrained", title, words.untrained(evidence), [drawn], heading, rows)
+
+
 def _latency(evidence: Evidence) -> Figure:
     points = evidence.measured
     top = 1.05 * max(max(p.latency_ms, p.predicted_ms) for p in points)
@@ -186,9 +206,9 @@ def _macs(evidence: Evidence) -> Figure:
     base, figure = evidence.base, go.Figure()
     figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line={"color": GREY, "dash": "dot"}, name="time as MACs")
     kinds = (
-        ("depth alone", BLUE, "circle", lambda s: s.width == s.resolution == 1 and s.depth < 1),
-        ("width alone", ORANGE, "diamond", lambda s: s.depth == s.resolution == 1 and s.width < 1),
-        ("resolution alone", GREEN, "square", lambda s: s.depth == s.width == 1 and s.resolution < 1),
+        ("depth alone", *_ALONE["depth"], lambda s: s.width == s.resolution == 1 and s.depth < 1),
+        ("width alone", *_ALONE["width"], lambda s: s.depth == s.resolution == 1 and s.width < 1),
+        ("resolution alone", *_ALONE["resolution"], lambda s: s.depth == s.width == 1 and s.resolution < 1),
         ("mixed", GREY, "x", lambda s: sum(v < 1 for v in s.as_tuple()) > 1),
         ("base", GREY, "circle-open", lambda s: s == BASE),
     )

@@ -10,9 +10,10 @@ from mobileprune.stages.context import Context
 from mobileprune.stages.problem import Problem, careful_rounds
 from mobileprune.stages.profile import export_for_timing, measure, record, shaped
 from mobileprune.stages.records import scale_key
-from mobileprune.stages.solve import worth_measuring
+from mobileprune.stages.solve import worth_hoping, worth_measuring
 
 _TOGETHER = 3  # candidates measured in the same rounds
+_HOPES = 3  # times that those are measured before a probe that may be worth it
 _TRIES = 12  # times that candidates are measured on end, at most: seconds each, as weights do not matter for time
 
 
@@ -21,9 +22,12 @@ def to_be_measured(budgets: Sequence[Budget]) -> bool:
     return any(budget.quantity in ("latency", "size") for budget in budgets)
 
 
-def measure_hopefuls(ctx: Context, budgets: Sequence[Budget], optimism: float) -> None:
-    """Time the scales that may be the best, for their accuracy so many standard deviations above its prediction."""
-    if candidates := worth_measuring(ctx.run, budgets, _TOGETHER, optimism):
+def measure_hopefuls(ctx: Context, budgets: Sequence[Budget]) -> None:
+    """Time the scales that may be worth a probe, if only they keep the budgets."""
+    for _ in range(_HOPES):
+        candidates = worth_hoping(ctx.run, budgets, _TOGETHER)
+        if not candidates:
+            return
         measure_candidates(ctx, candidates, budgets)
 
 

@@ -13,11 +13,13 @@ from scipy.stats import norm
 from mobileprune.errors import MobilepruneError
 from mobileprune.pruning.difference import diff
 from mobileprune.pruning.recipe import Recipe
-from mobileprune.report.evidence import Block, Choice, Evidence, Point, Slice
+from mobileprune.report.evidence import Block, Choice, Evidence, Point, Slice, Untrained
+from mobileprune.run import Run
 from mobileprune.scale import BASE, Lattice, Scale
 from mobileprune.search.solver import FrontierPoint
 from mobileprune.stages.context import Context
 from mobileprune.stages.curves import read_curves
+from mobileprune.stages.losses import loss_along, losses_of
 from mobileprune.stages.problem import Problem
 from mobileprune.stages.records import scale_key, scale_of
 from mobileprune.stages.solve import chosen, chosen_scale, current_budgets, solve_run
@@ -38,6 +40,9 @@ def evidence(ctx: Context) -> tuple[Evidence, list[str]]:
     curves = read_curves(run.journal, scale)
     if not curves:
         missing.append("no training curves: this run was trained by a version that did not record them")
+    untrained = _untrained(run, scale)
+    if not untrained:
+        missing.append("no losses before training: this run was probed by a version that did not measure them")
     found = Evidence(
         base=point(problem, BASE, "base"),
         result=point(problem, scale, "finetuned"),
@@ -47,6 +52,7 @@ def evidence(ctx: Context) -> tuple[Evidence, list[str]]:
         slices=_slices(problem, scale),
         blocks=blocks,
         curves=curves,
+        untrained=untrained,
         limit_name=first.name,
         limit_unit=first.unit,
         limit=first.limit,
@@ -151,6 +157,17 @@ def _slices(problem: Problem, chosen: Scale) -> list[Slice]:
                 on_slice=[abs(getattr(p.scale, held) - at) <= near for p in probes],
             )
         )
+    return found
+
+
+def _untrained(run: Run, chosen: Scale) -> list[Untrained]:
+    """The losses before training along each dimension that can vary."""
+    losses, found = losses_of(run), []
+    for axis, name in enumerate(_AXES):
+        along = sorted(loss_along(losses, axis).items())
+        if len(along) > 1:
+            added = [loss - losses[BASE] for _, loss in along]
+            found.append(Untrained(name, [share for share, _ in along], added, chosen.as_tuple()[axis]))
     return found
 
 

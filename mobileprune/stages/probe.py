@@ -20,8 +20,6 @@ from mobileprune.stages.train import choose_rate, describe, scores, train
 from mobileprune.stages.untrained import measure_untrained
 from mobileprune.words import counted
 
-_OPTIMISM = 1.0  # standard deviations above its prediction that a scale is given before it is measured
-
 
 def probe(ctx: Context) -> None:
     """Probe scales until the plan wants no more; each is in the journal when it is done.
@@ -60,7 +58,7 @@ def _measure(ctx: Context, budgets: Sequence[Budget]) -> None:
     does not know on which side: without a measurement none of them would be probed. The choice is measured, too: one
     that turned out to miss the budget after all probes were made would leave it to the next best, unprobed."""
     try:
-        measure_hopefuls(ctx, budgets, _OPTIMISM)
+        measure_hopefuls(ctx, budgets)
         measure_the_best(ctx, budgets)
     except DeviceError as error:
         ctx.display.say(f"probes are chosen by the fitted latency: {error}", style="yellow")

@@ -7,13 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
 
 from mobileprune.budget import Budget, budgets_key, parse_budgets, shown
 from mobileprune.errors import MobilepruneError, UsageError
 from mobileprune.run import Entry, Run
 from mobileprune.scale import BASE, Lattice, Scale
-from mobileprune.search.probes import initial_probes, next_probe
-from mobileprune.search.solver import Indifferent, Solution, survey
+from mobileprune.search.probes import THRESHOLD, initial_probes, next_probe
+from mobileprune.search.solver import Field, Indifferent, Solution, survey
 from mobileprune.search.solver import solve as solve_problem
 from mobileprune.stages.problem import Problem
 from mobileprune.stages.records import (
@@ -82,23 +84,49 @@ def solve_run(
     return solution
 
 
-def worth_measuring(run: Run, budgets: Sequence[Budget], count: int, optimism: float = 0.0) -> list[Scale]:
+def worth_measuring(run: Run, budgets: Sequence[Budget], count: int) -> list[Scale]:
     """At most ``count`` scales that may keep ``budgets`` and were not measured well enough yet, the best first.
 
     None that a measured scale which keeps them is as accurate as, by prediction. One that was measured in few rounds
     and lies at a budget is not known to keep it nor to miss it. Measuring takes seconds and training
-    minutes, so a scale that the fitted latency is unsure of is not given up unmeasured. optimism: the accuracy that
-    counts, in standard deviations above what is predicted; of a measured scale it is what is predicted.
+    minutes, so a scale that the fitted latency is unsure of is not given up unmeasured.
     """
     problem = Problem(run, tuple(budgets))
     field = survey(problem.results, problem.constraints, problem.candidates)
-    known = {scale_of(entry) for entry in run.journal.all("latency")}
-    measured = np.array([s in known and not problem.undecided(s) for s in field.scales])
-    kept = measured & (field.joint >= float(run.asked["confidence"]))
+    measured, kept = _known(problem, field)
     least = field.mean[kept].max(initial=-np.inf)
-    hoped = field.mean + optimism * field.std
-    found = [i for i in field.ranking() if not measured[i] and field.joint[i] >= _WORTH_MEASURING and hoped[i] > least]
-    return [field.scales[i] for i in sorted(found, key=lambda i: -hoped[i])][:count]
+    found = [i for i in field.ranking() if not measured[i] and _may_keep(field)[i] and field.mean[i] > least]
+    return [field.scales[i] for i in found[:count]]
+
+
+def worth_hoping(run: Run, budgets: Sequence[Budget], count: int) -> list[Scale]:
+    """At most ``count`` scales that may be worth a probe, if only they keep ``budgets``, which is not measured yet.
+
+    The first is the one of the largest expected improvement on the best scale that is known to keep them, times its
+    probability of keeping them; either with what a probe of its own would add to its result.
+    """
+    problem = Problem(run, tuple(budgets))
+    field = survey(problem.results, problem.constraints, problem.candidates)
+    measured, kept = _known(problem, field)
+    probed = {scale_of(entry) for entry in run.journal.all("probe")}
+    own = np.where([scale in probed for scale in field.scales], 0.0, problem.results.gain(field.scales))
+    hoped = field.mean + own
+    lead = hoped - hoped[kept].max(initial=0.0)
+    spread = np.maximum(field.std, 1e-9)
+    improvement = spread * (lead / spread * norm.cdf(lead / spread) + norm.pdf(lead / spread))
+    promise = np.where(~measured & _may_keep(field), field.joint * improvement, 0.0)
+    return [field.scales[i] for i in np.argsort(-promise, kind="stable")[:count] if promise[i] >= THRESHOLD]
+
+
+def _known(problem: Problem, field: Field) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Of each scale (n,): whether it was measured well enough, and whether it is known to keep the budgets by that."""
+    timed = {scale_of(entry) for entry in problem.run.journal.all("latency")}
+    measured = np.array([scale in timed and not problem.undecided(scale) for scale in field.scales])
+    return measured, measured & (field.joint >= float(problem.run.asked["confidence"]))
+
+
+def _may_keep(field: Field) -> NDArray[np.bool_]:
+    return np.asarray(field.joint >= _WORTH_MEASURING)
 
 
 def _nothing_to_do(problem: Problem) -> str:

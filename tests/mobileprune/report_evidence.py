@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mobileprune.report.evidence import Block, Choice, Curve, Evidence, Point, Slice
+from mobileprune.report.evidence import Block, Choice, Curve, Evidence, Point, Slice, Untrained
 from mobileprune.report.page import page
 from mobileprune.scale import BASE, Scale
 
@@ -52,6 +52,7 @@ def evidence() -> Evidence:
         slices=[part],
         blocks=[Block("stem", 10_000_000, 5_000_000), Block("stages.0", 40_000_000, None)],
         curves=[Curve("base", [1, 2], [2.0, 1.0], [0.5, 0.6]), Curve("probe 1 at x", [1], [0.9], [None])],
+        untrained=[Untrained("width", [0.25, 0.75, 1.0], [2.0, 0.4, 0.0], 1.0)],
         limit_name="latency",
         limit_unit="ms",
         limit=5.0,

@@ -14,7 +14,7 @@ from mobileprune.progress import Quiet
 from mobileprune.scale import Scale
 from mobileprune.stages import candidates, probe
 from mobileprune.stages.context import Context
-from mobileprune.stages.solve import designed_probes, set_budgets, worth_measuring
+from mobileprune.stages.solve import designed_probes, set_budgets, worth_hoping, worth_measuring
 
 BUDGETS = parse_budgets(["55%"])
 
@@ -25,31 +25,38 @@ def told(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return said
 
 
-@pytest.fixture
-def begun(tmp_path: Path) -> Context:
-    """A run whose design is probed, and whose plan may take more."""
-    ctx = Context(grid_run(tmp_path / "run", probes=9), Quiet())
+def designed(path: Path, slope: float = 0.4) -> Context:
+    """A run whose design is probed, and whose plan may take more; accuracy rises with depth by ``slope``."""
+    ctx = Context(grid_run(path / "run", probes=9), Quiet())
     set_budgets(ctx.run, ["55%"])
     while waiting := designed_probes(ctx.run, BUDGETS):
         for scale in waiting:
-            probed(ctx.run, scale.depth, 0.5 + 0.4 * scale.depth)
+            probed(ctx.run, scale.depth, 0.9 - slope * (1.0 - scale.depth))
     return ctx
 
 
-def test_a_hopeful_scale_is_measured_although_a_measured_one_is_expected_to_be_better(begun: Context) -> None:
-    run = begun.run
-    timed(run, 0.5, 51.0)
-    assert worth_measuring(run, BUDGETS, 9) == []
-    hopeful = worth_measuring(run, BUDGETS, 9, optimism=100.0)
+@pytest.fixture
+def begun(tmp_path: Path) -> Context:
+    return designed(tmp_path)
+
+
+def test_a_hopeful_scale_is_measured_although_a_measured_one_is_expected_to_be_better(tmp_path: Path) -> None:
+    """Where depth hardly matters a shallower network may be as good; where it does there is no hope for one."""
+    steep, flat = designed(tmp_path / "steep").run, designed(tmp_path / "flat", 0.01).run
+    for run in (steep, flat):
+        timed(run, 0.5, 51.0)
+        assert worth_measuring(run, BUDGETS, 9) == []
+    assert worth_hoping(steep, BUDGETS, 9) == []
+    hopeful = worth_hoping(run, BUDGETS, 9)
     assert Scale(0.4) in hopeful and not {0.2, 0.5, 0.6, 1.0} & {scale.depth for scale in hopeful}
     assert all(scale.depth < 0.6 for scale in hopeful)  # the others cannot keep the budget
-    assert worth_measuring(run, BUDGETS, 1, optimism=100.0) == hopeful[:1]
+    assert worth_hoping(run, BUDGETS, 1) == hopeful[:1]
 
 
 def test_what_might_be_the_best_is_measured_before_it_is_probed(
     begun: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = worth_measuring(begun.run, BUDGETS, 3, optimism=1.0)
+    wanted = worth_hoping(begun.run, BUDGETS, 3)
     assert Scale(0.5) in wanted
 
     asked: list[list[Scale]] = []
@@ -68,7 +75,7 @@ def test_what_might_be_the_best_is_measured_before_it_is_probed(
 
 def test_the_choice_is_measured_before_a_probe_is_planned(begun: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of what is measured one after the other d=0.5 misses: the plan knows that the choice is another."""
-    monkeypatch.setattr(probe, "_OPTIMISM", 0.0)
+    monkeypatch.setattr(candidates, "_HOPES", 0)
     monkeypatch.setattr(candidates, "_TOGETHER", 1)
     found = {0.5: 58.0, 0.4: 57.0, 0.3: 33.0}
     asked: list[float] = []

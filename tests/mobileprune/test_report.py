@@ -131,9 +131,9 @@ def test_blocks_and_coverage_in_words() -> None:
 
 
 def test_figures_without_data_are_left_out_and_said() -> None:
-    bare = replace(evidence(), slices=[], blocks=[], curves=[])
+    bare = replace(evidence(), slices=[], blocks=[], curves=[], untrained=[])
     assert [f.key for f in figures(bare)] == ["latency", "macs"]
-    assert [f.key for f in figures(evidence())] == ["slices", "latency", "macs", "blocks", "curves"]
+    assert [f.key for f in figures(evidence())] == ["slices", "untrained", "latency", "macs", "blocks", "curves"]
     assert "no bars: a reason" in whole_page()
 
 
@@ -215,7 +215,7 @@ def test_the_report_of_a_real_run(finished: Path) -> None:
     parser.feed(text)
     assert parser.open == [] and parser.outside == []
     assert len(text.encode()) < 6_000_000
-    for key in ("frontier", "slices", "latency", "macs", "blocks", "curves"):
+    for key in ("frontier", "slices", "untrained", "latency", "macs", "blocks", "curves"):
         assert f'id="figure-{key}"' in text, key
     assert len(embedded(text, "choices")) > 1
     assert "--model-arg blocks=2" in text  # the whole question is in the command that makes it again
