@@ -20,6 +20,7 @@ from mobileprune.run import Journal
 from mobileprune.scale import Scale
 from mobileprune.stages.context import Context
 from mobileprune.stages.files import FORMATS
+from mobileprune.stages.losses import MOST, next_untrained
 from mobileprune.stages.records import probe_limit, scale_key
 from mobileprune.stages.train import check_classifier
 from mobileprune.training.speed import fastest_setting
@@ -28,6 +29,7 @@ from mobileprune.words import counted, duration
 _TRIAL_IMAGES = 64
 _EXPORT_S = 15.0  # of one file with its verification; rough
 _DRAFT_S = 0.5  # of a throw-away ONNX file; a TFLite one takes as long as a final one
+_SCORED_IMAGES = 10_000  # that could be trained on in the time in which those networks are cut and scored; rough
 _MEGA, _GIGA = 1e6, 1e9
 
 
@@ -175,6 +177,8 @@ def _work(ctx: Context, speed: float, installed: Sequence[str], budgets: Sequenc
         Work("base", base, each["base"] + 3, journal.get("base", "score") is not None),
         Work("profile", f"latency of {scales} scales, {rounds['rounds']} rounds", scales * (timed + draft),
              latencies >= scales),
+        Work("score", f"up to {3 * MOST} networks cut along one dimension, not trained", _SCORED_IMAGES / speed,
+             waiting == 0 or next_untrained(ctx.run) is None),
         Work("probe", probed + (f", {done} done" if done else ""), waiting * each["probe"] * taught, waiting == 0),
         Work("solve", "the best scale, measured", 3 * (timed + draft), answered is not None),
         Work("finetune", f"the result, {counted(training['result_epochs'], 'epoch')}", each["result"] * taught,

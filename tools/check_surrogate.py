@@ -34,6 +34,7 @@ from mobileprune.search.recovery import Recovery, fit_recovery
 from mobileprune.search.solver import solve
 from mobileprune.stages.accuracies import Sample, accuracy_samples, probe_epochs, probed_scales, start_of
 from mobileprune.stages.context import Context
+from mobileprune.stages.losses import loss_curves
 from mobileprune.stages.problem import Problem
 from mobileprune.stages.profile import export_for_timing, measure, shaped
 from mobileprune.stages.prune import cut
@@ -147,6 +148,7 @@ def fitted(ctx: Context, probes: Sequence[Sample]) -> Recovery:
         [s.accuracy for s in samples],
         [s.std for s in samples],
         [s.epochs for s in samples],
+        curves=loss_curves(ctx.run),
     )
 
 

@@ -73,7 +73,7 @@ def test_the_file_is_asked_and_flags_win(call: Call, tmp_path: Path) -> None:
     assert plan.returncode == 0, plan.stderr
     found = json.loads(plan.stdout)
     work = {one["stage"]: one["what"] for one in found["work"]}
-    assert "at most 5 scales" in work["probe"] and "7 epochs" in work["finetune"]
+    assert "18 networks" in work["score"] and "at most 5 scales" in work["probe"] and "7 epochs" in work["finetune"]
     assert "tiny" in found["model"] and "16 px" in found["data"] and found["budgets"] == ["1MMACs"]
     assert "options from mobileprune.toml: budgets, epochs" in plan.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mobileprune.toml"]  # a dry run leaves nothing
@@ -99,6 +99,7 @@ def test_a_dry_run_of_a_finished_run_has_little_to_do(call: Call, finished: Path
     other = call("optimize", "--run", finished, "--dry-run", "--json", *QUESTION, "--budget", "2MParams")
     work = {one["stage"]: one for one in json.loads(other.stdout)["work"]}
     assert not any(work[stage]["done"] for stage in ("probe", "solve", "finetune"))
+    assert work["score"]["done"]
     made = found_probes(finished)
     assert f"at most {made + 2} scales" in work["probe"]["what"] and f"{made} done" in work["probe"]["what"]
 
