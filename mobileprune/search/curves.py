@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
 from mobileprune.scale import BASE, Scale
-from mobileprune.search.samples import Array
+from mobileprune.search.samples import Array, points
 
 _FLAT = 0.1  # nats: what lies between two shares that differ by less is not measured
 
@@ -43,6 +43,10 @@ class LossCurves:
     def value(self, x: NDArray) -> NDArray:
         """(n, 3) nats that each dimension of (n, 3) scales adds; analytic, and level beyond the smallest share."""
         return np.stack([_between(*self.cubics[axis], np.log(x[:, axis])) for axis in range(3)], axis=1)
+
+    def together(self, scales: Sequence[Scale]) -> Array:
+        """(n,) how much dimensions should cost together, on no scale in particular: only to compare."""
+        return np.asarray(np.log1p(self.value(points(scales))).sum(axis=1))
 
 
 def _between(at: Array, coefficients: Array, t: NDArray) -> NDArray:

@@ -53,12 +53,16 @@ def parents_of(scales: Sequence[Scale], done: Iterable[Scale]) -> list[Scale]:
     return [ancestors[i] if np.isfinite(row[i]) else BASE for i, row in zip(nearest, far, strict=True)]
 
 
-def initial_probes(lattice: Lattice, n: int, cost: Cost | None = None, budget: float | None = None) -> list[Scale]:
+def initial_probes(
+    lattice: Lattice, n: int, cost: Cost | None = None, budget: float | None = None, loss: Cost | None = None
+) -> list[Scale]:
     """Up to ``n`` distinct scales of ``lattice`` to probe first, ancestors before descendants, without the base.
 
     With ``cost`` (predicted, any unit) and ``budget`` (a share of the base's cost) the probes lie around the scales
-    that just keep the budget: all axes together, each alone, deeper and shallower, then pairs. Without a budget they
-    are the corners and middles of the lattice. A lattice of fewer scales gives all of them.
+    that just keep the budget: all axes together, each alone, deeper and shallower, then pairs. With ``loss`` (of each
+    scale before training, any unit), too, each of these is the scale of the least loss that varies its axes and keeps
+    its share of the budget, so that most of what is probed is near to what will be chosen. Without a budget they are
+    the corners and middles of the lattice. A lattice of fewer scales gives all of them.
     """
     low = _corner(lattice, cost, budget)
     active = [i for i in range(3) if low[i] < 0.0]
@@ -69,9 +73,12 @@ def initial_probes(lattice: Lattice, n: int, cost: Cost | None = None, budget: f
             break
         direction = np.zeros(3)
         direction[active] = weights
-        direction = direction * low
-        reach = 1.0 if cost is None or budget is None else _reach(lattice, cost, budget**power, direction)
-        scale = lattice.nearest(Scale(*np.exp(np.clip(direction * reach, np.log(lattice.smallest.as_tuple()), 0.0))))
+        if cost is None or budget is None:
+            scale = _along(lattice, direction * low)
+        elif loss is None:
+            scale = _along(lattice, direction * low * _reach(lattice, cost, budget**power, direction * low))
+        else:
+            scale = _least_lossy([s for s in lattice if s not in chosen], direction, cost, budget**power, loss)
         if scale != BASE and scale not in chosen:
             chosen.append(scale)
     spare = sorted((s for s in lattice if s != BASE and s not in chosen), key=lambda s: _remoteness(s, chosen, low))
@@ -97,6 +104,25 @@ def _corner(lattice: Lattice, cost: Cost | None, budget: float | None) -> Array:
         if len(inside):
             low[i] = np.log(axis[int(inside[-1])])
     return low
+
+
+def _along(lattice: Lattice, logs: Array) -> Scale:
+    """The scale of ``lattice`` nearest to these logarithms of shares."""
+    return lattice.nearest(Scale(*np.exp(np.clip(logs, np.log(lattice.smallest.as_tuple()), 0.0))))
+
+
+def _least_lossy(scales: Sequence[Scale], direction: Array, cost: Cost, budget: float, loss: Cost) -> Scale:
+    """Of the scales that vary no axis of weight 0 and take at most ``budget`` times the base's cost that of the least
+    loss; the cheapest where none takes so little; the base where no other varies so few axes."""
+    within = [s for s in scales if all(d > 0 or v == 1.0 for d, v in zip(direction, s.as_tuple(), strict=True))]
+    costs = np.asarray(cost([BASE, *within]), dtype=float)
+    if len(within) == 0:
+        return BASE
+    inside = np.flatnonzero(costs[1:] <= budget * costs[0])
+    if not len(inside):
+        return within[int(costs[1:].argmin())]
+    losses = np.asarray(loss([within[i] for i in inside]), dtype=float)
+    return within[int(inside[np.lexsort((-costs[1:][inside], losses))[0]])]
 
 
 def _reach(lattice: Lattice, cost: Cost, budget: float, direction: Array) -> float:

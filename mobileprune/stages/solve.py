@@ -17,6 +17,7 @@ from mobileprune.scale import BASE, Lattice, Scale
 from mobileprune.search.probes import THRESHOLD, initial_probes, next_probe
 from mobileprune.search.solver import Field, Indifferent, Solution, survey
 from mobileprune.search.solver import solve as solve_problem
+from mobileprune.stages.losses import loss_curves
 from mobileprune.stages.problem import Problem
 from mobileprune.stages.records import (
     probe_limit,
@@ -173,16 +174,18 @@ def plan_probes(run: Run, budgets: Sequence[Budget]) -> list[Scale]:
 def designed_probes(run: Run, budgets: Sequence[Budget]) -> list[Scale]:
     """What the design still wants of the probes asked for, ancestors first: a spread around the budgets."""
     done = [scale_of(e) for e in run.journal.all("probe")]
-    limit = int(run.asked["probes"])
+    limit = min(int(run.asked["probes"]), _INITIAL_PROBES)
     if len(done) >= limit:
         return []
+    curves = loss_curves(run)
     problem = Problem(run, tuple(budgets))
     tightest = min(problem.constraints, key=problem.share)
     first = initial_probes(
         _worth_probing(run, _box(problem.costs.candidates)),
-        min(limit, _INITIAL_PROBES),
+        limit,
         cost=lambda scales: tightest.predict(scales)[0],
         budget=problem.share(tightest),
+        loss=curves.together if curves else None,
     )
     return [scale for scale in first if scale not in done][: limit - len(done)]
 

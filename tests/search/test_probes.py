@@ -75,6 +75,27 @@ def test_axes_without_room_are_left_out() -> None:
     assert initial_probes(Lattice((1.0,), (1.0,), (1.0,)), 4) == []
 
 
+def lossy(scales: Sequence[Scale]) -> NDArray:
+    """Nats before training: depth is dear below a half, width at once, resolution cheap."""
+    return np.array([2.0 * (s.depth < 0.5) + 2.0 * (1 - s.width) + 0.5 * (1 - s.resolution) for s in scales])
+
+
+def test_with_losses_the_cheapest_ways_to_the_budget_are_probed() -> None:
+    probes = initial_probes(LATTICE, 6, cost, 0.5, lossy)
+    alone = [p for p in probes if sum(v < 1.0 for v in p.as_tuple()) == 1]
+    assert {next(i for i, v in enumerate(p.as_tuple()) if v < 1.0) for p in alone} == {0, 1, 2}
+    found = {limit: [p for p in probes if cost([p])[0] <= 0.5**limit] for limit in (0.5, 1.0, 1.6)}
+    for within, fits in found.items():
+        best = min(lossy([s])[0] for s in LATTICE if s != BASE and cost([s])[0] <= 0.5**within)
+        assert min(lossy(fits)) == pytest.approx(best)
+
+
+@given(budget=st.floats(0.001, 0.999), n=st.integers(1, 12))
+def test_with_losses_there_are_as_many_probes_as_asked_for(budget: float, n: int) -> None:
+    probes = initial_probes(LATTICE, n, cost, budget, lossy)
+    assert len(set(probes)) == n and BASE not in probes and set(probes) <= set(LATTICE)
+
+
 def test_the_plan_is_deterministic() -> None:
     assert initial_probes(LATTICE, 9, cost, 0.4) == initial_probes(LATTICE, 9, cost, 0.4)
 
