@@ -5,7 +5,6 @@ A network is cut along one dimension and its loss is taken on training images: s
 
 from __future__ import annotations
 
-from mobileprune.data import Split
 from mobileprune.scale import BASE, Scale
 from mobileprune.search.samples import AXES
 from mobileprune.stages.context import Context
@@ -21,20 +20,21 @@ def measure_untrained(ctx: Context) -> None:
     """Put the loss before training along each dimension into the journal, where it is not there yet."""
     if next_untrained(ctx.run) is None:
         return
-    images = ctx.data.train.sample(_IMAGES, ctx.seed)
     with ctx.display.work("scoring", "loss along each dimension before any training", 3 * MOST + 1) as advance:
         while scale := next_untrained(ctx.run):
             advance(len(losses_of(ctx.run)), str(scale))
-            loss = _loss(ctx, scale, images)
+            loss = untrained_loss(ctx, scale)
             ctx.run.journal.append("untrained", scale_key(scale), scale=scale.as_tuple(), loss=loss)
     ctx.display.say(_told(losses_of(ctx.run)))
 
 
-def _loss(ctx: Context, scale: Scale, images: Split) -> float:
+def untrained_loss(ctx: Context, scale: Scale) -> float:
+    """The mean loss (nats) on training images of the base cut to ``scale``, its norms estimated anew."""
     model, size = ctx.base, ctx.data.size
     if scale != BASE:
         network = cut(ctx, scale, BASE)
         model, size = network.model, network.size
+    images = ctx.data.train.sample(_IMAGES, ctx.seed)
     found = evaluate(model.to(ctx.device), images, ctx.view_at(size)).loss
     model.cpu()
     return found
