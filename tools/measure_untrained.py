@@ -2,8 +2,8 @@
 
     .venv/bin/python tools/measure_untrained.py runs/comparison/cifar10-resnet56-seed0 --csv results/untrained.csv
 
-Every point of a run's curves is measured anew and timed. ``images`` is how many the run trained its probes on in as many
-seconds, by the pace in its journal.
+Every point of a run's curves is measured anew and timed; the base is once there, as the share 1 of depth. ``images`` is how
+many the run trained its probes on in as many seconds, by the pace in its journal.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def main() -> None:
         print(f"{path.name}: {len(ctx.data.train):,} training images", flush=True)  # read before anything is timed
         for axis, name in enumerate(AXES):
             for share in sorted(loss_along(losses_of(run), axis)):
+                if share == 1.0 and axis:
+                    continue
                 start = time.monotonic()
                 loss = untrained_loss(ctx, along(axis, share))
                 seconds = time.monotonic() - start
