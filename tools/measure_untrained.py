@@ -2,8 +2,8 @@
 
     .venv/bin/python tools/measure_untrained.py runs/comparison/cifar10-resnet56-seed0 --csv results/untrained.csv
 
-Every point of a run's curves is measured anew and timed; the base is once there, as the share 1 of depth. ``images`` is how
-many the run trained its probes on in as many seconds, by the pace in its journal.
+Every point of a run's curves is measured anew and timed; the base is once there, as the share 1 of depth. ``images``
+is how many the run trained its probes on in as many seconds, by the pace in its journal.
 """
 
 from __future__ import annotations
