@@ -115,9 +115,9 @@ def _least_lossy(scales: Sequence[Scale], direction: Array, cost: Cost, budget: 
     """Of the scales that vary no axis of weight 0 and take at most ``budget`` times the base's cost that of the least
     loss; the cheapest where none takes so little; the base where no other varies so few axes."""
     within = [s for s in scales if all(d > 0 or v == 1.0 for d, v in zip(direction, s.as_tuple(), strict=True))]
-    costs = np.asarray(cost([BASE, *within]), dtype=float)
-    if len(within) == 0:
+    if not within:
         return BASE
+    costs = np.asarray(cost([BASE, *within]), dtype=float)
     inside = np.flatnonzero(costs[1:] <= budget * costs[0])
     if not len(inside):
         return within[int(costs[1:].argmin())]

@@ -122,7 +122,7 @@ def worth_hoping(run: Run, budgets: Sequence[Budget], count: int) -> list[Scale]
 def _known(problem: Problem, field: Field) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Of each scale (n,): whether it was measured well enough, and whether it is known to keep the budgets by that."""
     timed = {scale_of(entry) for entry in problem.run.journal.all("latency")}
-    measured = np.array([scale in timed and not problem.undecided(scale) for scale in field.scales])
+    measured = np.array([scale in timed and not problem.undecided(scale) for scale in field.scales], dtype=bool)
     return measured, measured & (field.joint >= float(problem.run.asked["confidence"]))
 
 
