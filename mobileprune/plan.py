@@ -94,8 +94,8 @@ def plan(path: Path, request: Request, budgets: Sequence[str]) -> Plan:
         copy = Path(folder) / "run"
         if (path / "run.toml").exists():
             open_or_create(path, request)  # the checks of a run that goes on
-            copy.mkdir()
-            for name in ("run.toml", "journal.jsonl"):
+            (copy / "profile").mkdir(parents=True)
+            for name in ("run.toml", "journal.jsonl", "profile/lattice.json"):
                 if (path / name).exists():
                     shutil.copy(path / name, copy / name)
         run = open_or_create(copy, request)
