@@ -4,7 +4,7 @@ cannot bring back."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,11 @@ def along(axis: int, share: float) -> Scale:
     return Scale(*(share if i == axis else 1.0 for i in range(3)))
 
 
+def shares_along(axis: int, scales: Iterable[Scale]) -> list[float]:
+    """The shares, ascending, of those of ``scales`` that vary dimension ``axis`` alone, or nothing."""
+    return sorted(s.as_tuple()[axis] for s in scales if s == along(axis, s.as_tuple()[axis]))
+
+
 @dataclass(frozen=True)
 class LossCurves:
     """Monotone cubics per dimension: where they meet (n,), in logs of shares, and their coefficients (4, n - 1)."""
@@ -33,7 +38,7 @@ class LossCurves:
         """From the losses (nats) of the base and of scales that vary one dimension; noise that rises is evened out."""
         cubics = []
         for axis in range(3):
-            shares = sorted({s.as_tuple()[axis] for s in losses if s == along(axis, s.as_tuple()[axis])} | {1.0})
+            shares = shares_along(axis, {BASE, *losses})
             added = np.array([losses[along(axis, share)] - losses[BASE] for share in shares])
             falling = np.maximum.accumulate(np.maximum(added, 0.0)[::-1])[::-1]
             at = np.log(shares)

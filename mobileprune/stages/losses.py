@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mobileprune.run import Run
 from mobileprune.scale import BASE, Scale
-from mobileprune.search.curves import LossCurves, along, next_share
+from mobileprune.search.curves import LossCurves, along, next_share, shares_along
 from mobileprune.stages.records import read_costs, scale_of
 
 MOST = 6  # shares of a dimension, beside the base
@@ -27,8 +27,7 @@ def next_untrained(run: Run) -> Scale | None:
         return BASE
     candidates = read_costs(run).candidates
     for axis in range(3):
-        shares = [s.as_tuple()[axis] for s in candidates if s == along(axis, s.as_tuple()[axis])]
-        share = next_share(shares, loss_along(losses, axis), MOST)
+        share = next_share(shares_along(axis, candidates), loss_along(losses, axis), MOST)
         if share is not None:
             return along(axis, share)
     return None
@@ -36,4 +35,4 @@ def next_untrained(run: Run) -> Scale | None:
 
 def loss_along(losses: dict[Scale, float], axis: int) -> dict[float, float]:
     """The losses of the scales that vary dimension ``axis`` alone, by its share; that of the base included."""
-    return {s.as_tuple()[axis]: loss for s, loss in losses.items() if s == along(axis, s.as_tuple()[axis])}
+    return {share: losses[along(axis, share)] for share in shares_along(axis, losses)}
