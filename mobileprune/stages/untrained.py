@@ -14,6 +14,7 @@ from mobileprune.stages.records import scale_key
 from mobileprune.training.evaluate import evaluate
 
 _IMAGES = 512
+_DECIMALS = 3  # of a loss; those behind change with the number of threads, and a resumed run is to choose alike
 
 
 def measure_untrained(ctx: Context) -> None:
@@ -29,7 +30,7 @@ def measure_untrained(ctx: Context) -> None:
 
 
 def untrained_loss(ctx: Context, scale: Scale) -> float:
-    """The mean loss (nats) on training images of the base cut to ``scale``, its norms estimated anew."""
+    """The mean loss (nats, rounded) on training images of the base cut to ``scale``, its norms estimated anew."""
     model, size = ctx.base, ctx.data.size
     if scale != BASE:
         network = cut(ctx, scale, BASE)
@@ -37,7 +38,7 @@ def untrained_loss(ctx: Context, scale: Scale) -> float:
     images = ctx.data.train.sample(_IMAGES, ctx.seed)
     found = evaluate(model.to(ctx.device), images, ctx.view_at(size)).loss
     model.cpu()
-    return found
+    return round(found, _DECIMALS)
 
 
 def _told(losses: dict[Scale, float]) -> str:

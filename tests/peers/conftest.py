@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,10 @@ from phones import SERIAL, Phone, raised
 
 from device_profiles.devices.adb import AdbDevice
 from device_profiles.profile import DeviceProfile, load_profile
+
+# Two threads add in another order than one, and which number trains faster depends on what else runs: tests that
+# compare weights bit by bit, across processes, need the same number in all of them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
