@@ -8,16 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from device_profiles.devices import open_device
+
 
 class Table:
-    """A CSV file whose rows are told apart by some of their columns; every command that added to it stands on top.
+    """A CSV file whose rows are told apart by some of their columns; every command that added to it stands on top,
+    with the commit and the processor that it ran on.
 
     columns: all of them, in order. key: those that name a row. command: what is run now.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], key: Sequence[str], command: str) -> None:
         self.path, self.columns, self.key = path, list(columns), list(key)
-        self.command = f"# {command}; commit {commit()}"
+        self.command = f"# {command}; commit {commit()}; {machine()}"
         lines = path.read_text().splitlines() if path.exists() else []
         self.commands = [line for line in lines if line.startswith("#")]
         self.rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
@@ -29,7 +32,7 @@ class Table:
         return tuple(str(row[column]) for column in self.key)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Write ``row``, in place of one of the same name, and the command with the commit it runs on."""
+        """Write ``row``, in place of one of the same name, and the command that it comes of."""
         if self.command not in self.commands:
             self.commands.append(self.command)
         self.rows = [known for known in self.rows if self._name(known) != self._name(row)]
@@ -53,3 +56,11 @@ def commit() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"
+
+
+def machine() -> str:
+    """The processor here and its widest vectors: these decide which networks are fast."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    widest = next((f" with {name}" for name in ("avx512f", "avx2", "avx") if name in flags), "")
+    return f"{open_device('host').describe().soc}{widest}"
