@@ -74,7 +74,7 @@ def lean(model: Any) -> Any:
     """The quantised model without what weights per channel store twice; it computes the same.
 
     A bias has the scale of its input times that of its weights, which runtimes fold when they load the file; constants
-    of the same value (zero points are all zero) are stored once.
+    of the same value are stored once.
     """
     import onnx
 
@@ -103,12 +103,19 @@ def lean(model: Any) -> Any:
 
 
 def _shared(constants: dict[str, Any]) -> dict[str, str]:
-    """For each constant the name of the first that has its value."""
+    """For each constant the name of the first that has its value; int8 ones keep their own.
+
+    ONNX Runtime turns those to uint8 one by one where it is asked for exact sums (`exporters.runtimes.EXACT_SUMS`), and
+    fails on the second use of one.
+    """
     import onnx
 
     first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
     shared = {}
     for name, constant in constants.items():
+        if constant.data_type == onnx.TensorProto.INT8:
+            shared[name] = name
+            continue
         value = onnx.numpy_helper.to_array(constant)
         shared[name] = first.setdefault((constant.data_type, value.shape, value.tobytes()), name)
     return shared

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ from device_profiles.devices import open_device
 
 class Table:
     """A CSV file whose rows are told apart by some of their columns; every command that added to it stands on top,
-    with the commit and the processor that it ran on.
+    with the commit, the processor and the versions of what it ran on.
 
     columns: all of them, in order. key: those that name a row. command: what is run now.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], key: Sequence[str], command: str) -> None:
         self.path, self.columns, self.key = path, list(columns), list(key)
-        self.command = f"# {command}; commit {commit()}; {machine()}"
+        self.command = f"# {command}; commit {commit()}; {machine()}; {versions()}"
         lines = path.read_text().splitlines() if path.exists() else []
         self.commands = [line for line in lines if line.startswith("#")]
         self.rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
@@ -56,6 +57,12 @@ def commit() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"
+
+
+def versions() -> str:
+    """Of what trains, writes files and runs them; a commit's ``constraints.txt`` has all the others."""
+    named = ("torch", "onnxruntime", "ai-edge-litert", "litert-torch", "torch-pruning")
+    return ", ".join(f"{name} {version(name)}" for name in named)
 
 
 def machine() -> str:

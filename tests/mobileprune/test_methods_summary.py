@@ -111,3 +111,12 @@ def test_a_rival_that_there_is_not_is_refused_at_once(text: str) -> None:
     with pytest.raises((argparse.ArgumentTypeError, ValueError)):
         compare_methods.extra(text)
     assert compare_methods.extra("width only@2.5") == ("width only", 2.5)
+
+
+@pytest.mark.parametrize(("kept", "seconds"), [(5, 60.0), (8, 40.0)])
+def test_an_answer_takes_what_the_base_did_not(kept: int, seconds: float, tmp_path: Path) -> None:
+    """The first question trains the base, too; the second one begins where it is asked."""
+    told = [("question", "a"), ("base", "score"), ("probe", "x"), ("finetuned", "x"), ("report", "x")]
+    told += [("question", "b"), ("finetuned", "y"), ("report", "y")]
+    entries = [{"kind": kind, "key": key, "time": 20.0 * i} for i, (kind, key) in enumerate(told[:kept])]
+    assert compare_methods.answered_in(SimpleNamespace(journal=SimpleNamespace(entries=entries))) == seconds

@@ -161,6 +161,14 @@ def test_every_file_says_how_to_load_it() -> None:
     assert "for side in [32, 24]:" in code["onnx", "Python"]
     assert all("zero_point" in code["tflite", language] for language in ("Python", "C++"))
     assert "int8" not in code["onnx", "Python"]
+    assert code["onnx", "C++"].count("options") == 2
+
+
+def test_an_int8_onnx_file_is_told_to_be_run_as_it_was_verified() -> None:
+    file = summary()["result"]["files"]["onnx"] | {"precision": "int8"}
+    (python, cpp) = (text for _, _, text in snippets("runs/x", {"onnx int8": file})[1:])
+    assert 'add_session_config_entry("session.x64quantprecision", "1")' in python and ", options)" in python
+    assert 'options.AddConfigEntry("session.x64quantprecision", "1")' in cpp
 
 
 def test_the_report_of_a_run_tells_code_that_runs(

@@ -73,6 +73,7 @@ class Shop:
         file = {
             "path": str(artifact.path),
             "format": artifact.format,
+            "precision": artifact.precision,
             "takes": runner.taken.dtype,
             "gives": runner.given.dtype,
             "input": artifact.input.to_dict(),
