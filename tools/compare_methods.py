@@ -364,7 +364,8 @@ def compare(setting: str, seed: int, arguments: argparse.Namespace) -> list[dict
             continue
         ours(context_of(Run.open(path)), ledger, speedup)
     ctx = context_of(Run.open(path))
-    candidates = lines(ctx)
+    extra_lines = [line for line, _ in arguments.extra if arguments.rivals and line not in arguments.rivals]
+    candidates = lines(ctx, [*arguments.rivals, *dict.fromkeys(extra_lines)])
     for speedup in arguments.speedups:
         for line in arguments.rivals or candidates:
             rival(ctx, ledger, line, line, candidates[line], speedup, 1.0)
