@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
+from mobileprune.borrow import folder_beside
 from mobileprune.engine import Engine
 from mobileprune.errors import UsageError
 from mobileprune.given import Normalisation
@@ -84,6 +85,7 @@ def optimize(
     device: str | None = None,
     budget: str | Sequence[str] = (),
     run: str | Path | None = None,
+    probes_from: str | Path | None = None,
     normalisation: Normalisation | None = None,
     flip: bool = True,
     progress: ProgressCallback | None = None,
@@ -105,6 +107,8 @@ def optimize(
         budget: "50%" (of the base's latency), "12ms", ("12ms", "2MB"), ... as behind ``--budget``.
         run: the run folder; one that is there is gone on with, for which the same network and data are given again.
             By default a new one under ``runs/``.
+        probes_from: a run for another device or precision: its base and probes are used, and what is not said here is
+            asked as there.
         normalisation: (mean, std) per channel of pixels in [0, 1] that the network expects; needed with an nn.Module,
             and undone where loaders give normalised images.
         flip: whether a mirrored image keeps its meaning.
@@ -135,7 +139,12 @@ def optimize(
         torch.Size([1, 2])
     """
     name = model if isinstance(model, str | None) else type(model).__name__
-    folder = Path(run) if run is not None else new_folder(name, data if isinstance(data, str | None) else "given")
+    if run is not None:
+        folder = Path(run)
+    elif probes_from is not None:
+        folder = folder_beside(Path(probes_from))
+    else:
+        folder = new_folder(name, data if isinstance(data, str | None) else "given")
     if not budget and not (folder / "run.toml").exists():
         raise UsageError('no budget: say what must hold, for example budget="50%" or budget="12ms"')
     told: dict[str, Any] = {"progress": progress, "display": display, "engine": engine, **options}
@@ -145,6 +154,7 @@ def optimize(
         run=folder,
         budget=budget,
         device=device,
+        probes_from=probes_from,
         normalisation=normalisation,
         flip=flip,
         **told,

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypedDict, Unpack
 
 from torch import nn
 
+from mobileprune.borrow import open_or_borrow
 from mobileprune.budget import parse_budgets
 from mobileprune.engine import Engine
 from mobileprune.errors import UsageError
@@ -20,7 +21,7 @@ from mobileprune.models import ModelSource
 from mobileprune.optimize import optimize as whole_journey
 from mobileprune.progress import Advance, Display, Kind, Quiet
 from mobileprune.report.page import comparison_rows, table
-from mobileprune.request import Request, open_or_create
+from mobileprune.request import Request
 from mobileprune.run import Run, locked
 from mobileprune.scale import Scale
 from mobileprune.search.solver import Solution
@@ -144,6 +145,7 @@ class Journey:
         run: str | Path,
         budget: str | Sequence[str] = (),
         device: str | None = None,
+        probes_from: str | Path | None = None,
         normalisation: Normalisation | None = None,
         flip: bool = True,
         progress: ProgressCallback | None = None,
@@ -161,7 +163,7 @@ class Journey:
         request = _request(model, data, device, normalisation, flip, options)
         with locked(self.path):
             self._check_network(model)
-            self._run = open_or_create(self.path, request)
+            self._run = open_or_borrow(self.path, request, None if probes_from is None else Path(probes_from))
             if texts:
                 set_budgets(self._run, texts)
         shown: Display = display or (Quiet() if progress is None else _Told(progress))

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 import exporters
+from mobileprune.borrow import open_or_borrow
 from mobileprune.budget import budgets_key, parse_budgets
 from mobileprune.progress import Quiet
 from mobileprune.pruning.anatomy import Anatomy
@@ -84,7 +85,7 @@ class Plan:
         return rows + [("note", note) for note in self.notes]
 
 
-def plan(path: Path, request: Request, budgets: Sequence[str]) -> Plan:
+def plan(path: Path, request: Request, budgets: Sequence[str], probes_from: Path | None = None) -> Plan:
     """What ``optimize`` would do in ``path``, where nothing is written. Raises what it would raise at its start.
 
     The time comes from timing training steps of the base here and counting images; measuring takes what its protocol
@@ -94,11 +95,12 @@ def plan(path: Path, request: Request, budgets: Sequence[str]) -> Plan:
         copy = Path(folder) / "run"
         if (path / "run.toml").exists():
             open_or_create(path, request)  # the checks of a run that goes on
+            probes_from = None  # it has them
             (copy / "profile").mkdir(parents=True)
             for name in ("run.toml", "journal.jsonl", "profile/lattice.json"):
                 if (path / name).exists():
                     shutil.copy(path / name, copy / name)
-        run = open_or_create(copy, request)
+        run = open_or_borrow(copy, request, probes_from)
         asked = budgets or _asked_before(run.journal)
         parse_budgets(asked)
         return _plan(Context(run, Quiet()), path, tuple(asked))
@@ -153,6 +155,13 @@ def _answered(journal: Journal, budgets: Sequence[str]) -> str | None:
     return scale_key(Scale(*answer["scale"])) if answer else None
 
 
+def _scored(ctx: Context) -> bool:
+    """Whether all networks are scored that are before probes: where there is no profile yet, those of another run."""
+    if ctx.run.journal.newest("latency") is None:
+        return ctx.run.journal.newest("untrained") is not None
+    return next_untrained(ctx.run) is None
+
+
 def _work(ctx: Context, speed: float, installed: Sequence[str], budgets: Sequence[str]) -> list[Work]:
     asked, journal, training = ctx.asked, ctx.run.journal, ctx.asked["training"]
     images = dict.fromkeys(("base", "probe", "result"), len(ctx.data.train))
@@ -178,7 +187,7 @@ def _work(ctx: Context, speed: float, installed: Sequence[str], budgets: Sequenc
         Work("profile", f"latency of {scales} scales, {rounds['rounds']} rounds", scales * (timed + draft),
              latencies >= scales),
         Work("score", f"up to {3 * MOST} networks cut along one dimension, not trained", _SCORED_IMAGES / speed,
-             waiting == 0 or next_untrained(ctx.run) is None),
+             waiting == 0 or _scored(ctx)),
         Work("probe", probed + (f", {done} done" if done else ""), waiting * each["probe"] * taught, waiting == 0),
         Work("solve", "the best scale, measured", 3 * (timed + draft), answered is not None),
         Work("finetune", f"the result, {counted(training['result_epochs'], 'epoch')}", each["result"] * taught,

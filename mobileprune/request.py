@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -232,6 +232,26 @@ def _at(data: Mapping[str, Any], place: tuple[str, ...]) -> Any:
     for key in place:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
+
+
+def filled(request: Request, asked: Mapping[str, Any]) -> Request:
+    """``request`` with what it leaves out taken from a run.toml; its model is taken whole, with its checkpoint."""
+    from mobileprune.models import ModelSource
+
+    missing = {name for name in _PLACES if getattr(request, name) in (None, ())}
+    model: Mapping[str, Any] = asked["model"]
+    values: dict[str, Any] = {}
+    if "model" in missing:
+        values["model"] = ModelSource(model["library"], model["name"], model["arguments"])
+        if "checkpoint" in missing and "checkpoint" in model:
+            values["checkpoint"] = Path(model["checkpoint"])
+    for name in missing - {"model", "model_arguments", "checkpoint"}:
+        values[name] = _at(asked, _PLACES[name])
+    if values.get("data_root") is not None:
+        values["data_root"] = Path(values["data_root"])
+    if request.download is None:
+        values["download"] = asked["data"].get("download")
+    return replace(request, **values)
 
 
 def words_of(asked: Mapping[str, Any]) -> list[str]:

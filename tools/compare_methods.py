@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from device_profiles.benchmark import benchmark
 from device_profiles.devices import open_device
 from exporters import verify
 from mobileprune.api import optimize
+from mobileprune.borrow import borrow
 from mobileprune.commands.common import context_of
 from mobileprune.errors import UsageError
 from mobileprune.pruning.cost import count
@@ -82,8 +82,6 @@ COLUMNS = (
     "validation_top1", "test_top1", "predicted_validation_top1", "expected_validation_top1", "onnx_ms", "onnx_spread",
     "onnx_speedup", "tflite_ms", "tflite_spread", "tflite_speedup", "schedule", "wall_s",
 )  # fmt: skip
-# Kinds of a journal's entries that another precision shares.
-_TRAINED = ("data", "training", "epoch", "base", "ranking", "untrained", "probe")
 _SAME_SPEED = 0.1  # by what the base's latency may differ between the search and the last session
 _WAITS = 15
 _EXTRA_HELP = "RIVAL@SPEEDUP that is also trained for as many more epochs as the probes took"
@@ -109,23 +107,6 @@ class Ledger:
             file.write(json.dumps(entry) + "\n")
         self.done[key] = entry
         return entry
-
-
-def take_over(run: Run, other: Path) -> None:
-    """Give ``run`` the base and the probes of ``other``, where it has none: what they are does not depend on the
-    precision of the files. SystemExit where the two ask for other networks, images or schedules."""
-    if run.journal.get("base", "score") is not None:
-        return
-    theirs = Run.open(other)
-    if differing := [part for part in ("model", "data", "training") if theirs.asked[part] != run.asked[part]]:
-        raise SystemExit(
-            f"{other} was begun with another {differing[0]}: its base and probes are not those of {run.path}"
-        )
-    for folder in ("base", "probes"):
-        shutil.copytree(other / folder, run.path / folder, ignore=shutil.ignore_patterns("artifacts"))
-    for entry in theirs.journal.entries:
-        if entry["kind"] in _TRAINED:
-            run.journal.append(**{name: value for name, value in entry.items() if name != "time"})
 
 
 def probe_epochs(ctx: Context) -> float:
@@ -349,7 +330,7 @@ def compare(setting: str, seed: int, arguments: argparse.Namespace) -> list[dict
     with locked(path):
         run = open_or_create(path, Request(**asked))
         if arguments.base_from:
-            take_over(run, arguments.base_from)
+            borrow(run, Run.open(arguments.base_from))
     ledger = Ledger(path / "comparison.jsonl")
     if context_of(run).data.test is None:
         raise SystemExit(f"{asked['data']} has no test split: give --images, which makes one")

@@ -82,6 +82,11 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @budget_option()
 @click.option("--run", "path", type=click.Path(path_type=Path), help="Run folder; an existing one is continued.")
 @click.option(
+    "--probes-from",
+    type=click.Path(path_type=Path),
+    help="Begin with base, probes and question of this run: for another device or precision.",
+)
+@click.option(
     "--probes",
     type=within("probes"),
     help="How many scales are probed at most; a further budget may add 2.  [default: 8]",
@@ -110,21 +115,23 @@ def optimize(path: Path | None, budgets: tuple[str, ...], dry_run: bool, as_json
     \b
     Example:  mobileprune optimize --device host --budget 50% --run runs/demo
     """
+    from mobileprune.borrow import folder_beside, open_or_borrow
     from mobileprune.budget import parse_budgets
-    from mobileprune.request import Request, new_folder, open_or_create
+    from mobileprune.request import Request, new_folder
     from mobileprune.run import locked
 
     asked = parse_budgets(budgets)
+    other: Path | None = flags.pop("probes_from")
     where = [flags.pop(name) for name in ("engine", "address", "job_cpus", "job_gpus", "processes")]
     request = Request(**flags)
-    path = path or new_folder(flags["model"], request.data)
+    path = path or (folder_beside(other) if other else new_folder(flags["model"], request.data))
     if not asked and not (path / "run.toml").exists():
         raise UsageError("no --budget: say what must hold, for example --budget 50% or --budget 12ms")
     if dry_run:
-        _print_plan(path, request, budgets, as_json)
+        _print_plan(path, request, budgets, other, as_json)
         return
     with resumable("optimize", "--run", path), locked(path):
-        run = open_or_create(path, request)
+        run = open_or_borrow(path, request, other)
         try:
             _journey(run, budgets, where, as_json)
         except UsageError:
@@ -132,11 +139,11 @@ def optimize(path: Path | None, budgets: tuple[str, ...], dry_run: bool, as_json
             raise
 
 
-def _print_plan(path: Path, request: Request, budgets: tuple[str, ...], as_json: bool) -> None:
+def _print_plan(path: Path, request: Request, budgets: tuple[str, ...], other: Path | None, as_json: bool) -> None:
     from mobileprune.plan import plan
 
     with make_display().work("training", "timing one training step", 1):
-        planned = plan(path, request, budgets)
+        planned = plan(path, request, budgets, other)
     if as_json:
         print_out(json.dumps(planned.to_dict(), indent=1))
         return
