@@ -101,9 +101,9 @@ class Runtime(ABC):
         return np.concatenate(logits)
 
 
-# On x86-64 without VNNI, ONNX Runtime adds pairs of products of 8 bits in 16, which saturate: the logits of an int8
-# MobileNetV1 were off by 15 % of the largest. With this setting its sums are exact there, as they are on ARM and with
-# VNNI, where the setting changes nothing; it takes a third more time. Measured with it too (runners/worker.py).
+# On x86-64 without VNNI, ONNX Runtime adds pairs of products of 8 bits in 16, which saturate: it costs four int8 files
+# of MobileNetV1 1.8 to 4.1 points of top-1. With this setting sums are exact, as they are anyway on ARM and with VNNI,
+# for a fifth to a third more time (results/exact_sums.csv). Latencies are measured with it, too (runners/worker.py).
 EXACT_SUMS = "session.x64quantprecision"
 
 
