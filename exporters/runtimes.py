@@ -117,22 +117,22 @@ class OnnxRuntime(Runtime):
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # what fails is raised
+        self.name = f"onnxruntime {onnxruntime.__version__}"
         self._session = self._opened(onnxruntime, model, options)
         taken = self._session.get_inputs()
         if len(taken) != 1 or len(taken[0].shape) != 4 or taken[0].type != "tensor(float)":
             raise ValueError("it does not take one float32 image tensor")
         batch, *image = taken[0].shape
-        self.name = f"onnxruntime {onnxruntime.__version__}"
         self.image = (int(image[0]), int(image[1]), int(image[2]))
         self.batch = batch if isinstance(batch, int) else None
         self._input = taken[0].name
 
-    @staticmethod
-    def _opened(onnxruntime: Any, model: bytes, options: Any) -> Any:
+    def _opened(self, onnxruntime: Any, model: bytes, options: Any) -> Any:
         options.add_session_config_entry(EXACT_SUMS, "1")
         try:
             return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception:  # not files of ours: 1.31 fails where layers share an int8 zero point
+            self.name += ", int8 sums saturate"
             options.add_session_config_entry(EXACT_SUMS, "0")
             return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 

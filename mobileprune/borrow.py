@@ -15,7 +15,6 @@ from mobileprune.request import Request, filled, new_folder, open_or_create
 from mobileprune.run import Run, disk_error
 from mobileprune.words import counted
 
-# Kinds of entries that are taken over. The base comes last: with it, a copy is whole.
 _KINDS = ("data", "training", "epoch", "ranking", "untrained", "probe", "base")
 _SAME = ("model", "data", "training", "seed")
 
@@ -49,7 +48,10 @@ def open_or_borrow(path: Path, request: Request, other: Path | None) -> Run:
 
 
 def borrow(run: Run, other: Run) -> None:
-    """Give ``run`` the base and the probes of ``other``, where it has not got them yet; see `open_or_borrow`."""
+    """Give ``run`` the base and the probes of ``other``, where it has not got them yet; see `open_or_borrow`.
+
+    The journal tells of all of them or of none: a run that was killed meanwhile has nothing of another's.
+    """
     taken = run.journal.newest("borrowed")
     source = str(other.path.resolve())
     if run.journal.get("base", "score") is not None:
@@ -60,16 +62,15 @@ def borrow(run: Run, other: Run) -> None:
             )
         return
     _check_alike(run, other)
-    entries = [e for e in other.journal.entries if e["kind"] in _KINDS]
     _copy(other.path / "base", run.path / "base")
     for entry in other.journal.all("probe"):
         _copy(other.path / "probes" / entry["key"], run.path / "probes" / entry["key"])
     probes = counted(len(other.journal.all("probe")), "probe")
     asked = f"{other.asked['device']}, {other.asked.get('precision', 'float32')}"
-    run.journal.append("borrowed", source)
-    run.once("note", f"base and {probes} are those of {other.path} ({asked})", dict)
-    for entry in sorted(entries, key=lambda e: _KINDS.index(e["kind"])):
-        run.journal.append(**{name: value for name, value in entry.items() if name != "time"})
+    taken_over = [{"kind": "borrowed", "key": source}]
+    taken_over.append({"kind": "note", "key": f"base and {probes} are those of {other.path} ({asked})"})
+    taken_over += [entry for entry in other.journal.entries if entry["kind"] in _KINDS]
+    run.journal.extend(taken_over)
 
 
 def _check_alike(run: Run, other: Run) -> None:

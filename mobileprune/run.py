@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,13 @@ class Journal:
         self._whole += len(line)
         self.entries.append(entry)
         return entry
+
+    def extend(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Record several finished things now, all of them or none. Raises MobilepruneError when the disk is full."""
+        now = round(time.time(), 3)
+        whole = [*self.entries, *({**entry, "time": now} for entry in entries)]
+        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in whole))
+        self.refresh()
 
     def get(self, kind: str, key: str) -> Entry | None:
         """The newest entry of this kind and key, or None."""

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-
-
-def cache() -> Path:
-    """~/.cache/mobileprune, or under XDG_CACHE_HOME."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mobileprune"
 
 
 @dataclass(frozen=True)

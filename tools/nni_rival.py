@@ -2,8 +2,8 @@
 
     python tools/nni_rival.py [--python python3.11]
 
-NNI was given up in 2024: its ModelSpeedup, which makes a masked network smaller, fails with torch after 2.0. It gets
-an environment of its own with that torch (4 GB), in ~/.cache/mobileprune (or XDG_CACHE_HOME).
+Its ModelSpeedup, which makes a masked network smaller, fails with the torch that is pinned here. It gets an environment
+of its own with torch 2.0 (4 GB), in mobileprune's cache folder.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from environments import Environment, cache
+from environments import Environment
 from numpy.typing import NDArray
 from torch import nn
 
+from mobileprune.data.cache import folder as cache_folder
+
 ENVIRONMENT = Environment(
-    cache() / "nni-3.0" / "bin" / "python",
+    cache_folder() / "nni-3.0" / "bin" / "python",
     ("nni==3.0", "torch==2.0.1", "numpy==1.26.4", "tensorboard==2.21.0", "setuptools==65.5.0"),
     "from nni.compression import pruning, speedup; from nni.compression.utils import auto_set_denpendency_group_ids",
 )
@@ -33,7 +35,7 @@ def prune(base: nn.Module, asked: Mapping[str, Any], side: int, ratios: Sequence
     """Leave for every ratio the state of the network that NNI makes of ``base``, or why it makes none, in ``folder``.
 
     asked: the run's ``model``, which NNI's process reads from its file. What is there already is not made again.
-    ValueError where the model is not in a file.
+    ValueError where the model is not in a file, or NNI's process fails.
     """
     if not asked["library"].endswith(".py"):
         raise ValueError(f"NNI's environment has no {asked['library']}")
@@ -54,7 +56,9 @@ def prune(base: nn.Module, asked: Mapping[str, Any], side: int, ratios: Sequence
     script = Path(__file__).with_name("nni_prune.py")
     command: list[str | Path] = [ENVIRONMENT.python, "-I", script, folder / "request.json"]
     with (folder / "log.txt").open("w") as log:
-        subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True)
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise ValueError((folder / "log.txt").read_text().strip().rpartition("\n")[2])
 
 
 def state_at(folder: Path, ratio: float) -> Path:

@@ -104,13 +104,15 @@ def open_onnx(runtime: Any, path: str, threads: int) -> Opened:
     options.log_severity_level = 4  # what fails is raised
     # int8 sums that do not saturate on x86-64 without VNNI: files are judged with the same setting.
     options.add_session_config_entry("session.x64quantprecision", "1")
-    began = time.perf_counter()
+    began, provider = time.perf_counter(), "CPUExecutionProvider"
+    graph = provider
     try:
-        session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception:  # 1.31 fails with the setting where layers share an int8 zero point
+        session = runtime.InferenceSession(path, options, providers=[provider])
+    except Exception:  # 1.31 fails with the setting where layers share an int8 zero point, and is told then
+        graph += ", int8 sums saturate"
         options.add_session_config_entry("session.x64quantprecision", "0")
         began = time.perf_counter()
-        session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(path, options, providers=[provider])
     init_ms = (time.perf_counter() - began) * 1e3
     binding = session.io_binding()
     for tensor in session.get_inputs():
@@ -123,7 +125,7 @@ def open_onnx(runtime: Any, path: str, threads: int) -> Opened:
         binding.bind_cpu_input(tensor.name, random_input(shape, dtype))
     for tensor in session.get_outputs():
         binding.bind_output(tensor.name)
-    return lambda: session.run_with_iobinding(binding), init_ms, {"name": "CPUExecutionProvider", "share": 1.0}
+    return lambda: session.run_with_iobinding(binding), init_ms, {"name": graph, "share": 1.0}
 
 
 def open_tflite(runtime: Any, path: str, threads: int) -> Opened:
@@ -284,10 +286,9 @@ def _celsius(path: Path) -> float | None:
 
 def _busy() -> float | None:
     """The share of the processors' time, 0 to 1, that was not idle just now."""
-    before, after = _ticks(), None
-    if before is not None:
-        time.sleep(_BUSY_SAMPLE_S)
-        after = _ticks()
+    before = _ticks()
+    time.sleep(_BUSY_SAMPLE_S)
+    after = _ticks()
     if before is None or after is None or after[1] <= before[1]:
         return None
     return min(1.0, max(0.0, 1 - (after[0] - before[0]) / (after[1] - before[1])))
@@ -309,16 +310,11 @@ class Worker:
         self.run: Callable[[], Any] | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        actions: Any = {"describe": describe, "state": state, "load": self.load, "round": self.time_round}
         action = request.pop("do", None)
-        if action == "describe":
-            return describe()
-        if action == "state":
-            return state()
-        if action == "load":
-            return self.load(**request)
-        if action == "round":
-            return self.time_round(**request)
-        raise RefusedError(f"unknown request {action!r}")
+        if action not in actions:
+            raise RefusedError(f"unknown request {action!r}")
+        return dict(actions[action](**request))
 
     def load(self, path: str, threads: int, core_mask: int | None = None) -> dict[str, Any]:
         """core_mask: the cores that may be used, bit 0 the first; None leaves it open."""
@@ -382,8 +378,7 @@ def _hint(runtime: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def main() -> None:
@@ -398,8 +393,7 @@ def main() -> None:
             answer = {"error": str(error)}
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {first_line(error)}"}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":

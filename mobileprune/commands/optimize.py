@@ -130,7 +130,8 @@ def optimize(path: Path | None, budgets: tuple[str, ...], dry_run: bool, as_json
     if dry_run:
         _print_plan(path, request, budgets, other, as_json)
         return
-    with resumable("optimize", "--run", path), locked(path):
+    again = ("--probes-from", other) if other else ()
+    with resumable("optimize", *again, "--run", path), locked(path):
         run = open_or_borrow(path, request, other)
         try:
             _journey(run, budgets, where, as_json)

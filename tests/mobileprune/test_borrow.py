@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,29 +57,42 @@ def test_the_files_are_its_own(finished: Path, borrowed: Path) -> None:
     assert any(str(finished) in entry["key"] for entry in Run.open(borrowed).journal.all("note"))
 
 
-def test_a_copy_that_was_killed_is_finished(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", range(4))
+def test_a_copy_that_was_killed_has_nothing_of_the_other_run(
+    place: int, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while folders are copied, or before the journal is there: the same command finishes, and without
+    --probes-from no probe of another base is left."""
+
     class Killed(BaseException):
         pass
 
     path, request = tmp_path / "run", Request(precision="float16")
-    whole = open_or_borrow(tmp_path / "whole", request, finished).journal.entries
-    for place in (1, len(whole) // 2, len(whole) - 1):
-        append, left = Journal.append, iter(range(place))
+    copytree, left = shutil.copytree, iter(range(place))
 
-        def until(self: Journal, kind: str, key: str, append: Callable[..., object] = append, **data: object) -> object:
-            if next(left, None) is None:  # noqa: B023 (used within the round)
-                raise Killed
-            return append(self, kind, key, **data)
+    def until(*arguments: object, **options: object) -> object:
+        if next(left, None) is None:
+            raise Killed
+        return copytree(*arguments, **options)  # type: ignore[arg-type]
 
-        with monkeypatch.context() as patch:
-            patch.setattr(Journal, "append", until)
-            with pytest.raises(Killed):
-                open_or_borrow(path, request, finished)
-        run = open_or_borrow(path, request, finished)
-        names = {(e["kind"], e["key"]) for e in run.journal.entries}
-        assert names == {(e["kind"], e["key"]) for e in whole}
-        assert (path / "base" / "weights.safetensors").is_file() and not (path / "base" / "artifacts").exists()
-        shutil.rmtree(path)
+    def never(*arguments: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        if place < 3:
+            patch.setattr(shutil, "copytree", until)
+        else:
+            patch.setattr(Journal, "extend", never)
+        with pytest.raises(Killed):
+            open_or_borrow(path, request, finished)
+    assert open_or_borrow(path, Request(), None).journal.entries == []
+    run = open_or_borrow(path, request, finished)
+    taken = Run.open(finished).journal
+    assert run.journal.all("probe") and not run.journal.all("latency")
+    for kind in ("base", "probe", "untrained"):
+        assert [e["key"] for e in run.journal.all(kind)] == [e["key"] for e in taken.all(kind)]
+    assert Run.open(path).journal.entries == run.journal.entries
+    assert (path / "base" / "weights.safetensors").is_file() and not (path / "base" / "artifacts").exists()
 
 
 @pytest.mark.parametrize(

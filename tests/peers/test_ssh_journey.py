@@ -51,6 +51,33 @@ def test_optimize_goes_on_when_the_board_is_back(tmp_path: Path) -> None:
         assert board.leftovers() == []  # neither of this measurement nor of the one that broke off
 
 
+@pytest.mark.timeout(600)
+def test_a_board_is_given_the_probes_of_this_machine(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    call("optimize", "--run", here, *QUESTION, timeout=400)
+    (tmp_path / "sshd").mkdir()
+    with running(tmp_path / "sshd") as board:
+        words(
+            "optimize",
+            "--probes-from",
+            here,
+            "--device",
+            board.address,
+            "--budget",
+            "1MMACs",
+            "--run",
+            there,
+            timeout=400,
+        )
+        assert board.leftovers() == []
+    before, now = journal(here), journal(there)
+    assert {e["key"] for e in before if e["kind"] == "probe"} <= {e["key"] for e in now if e["kind"] == "probe"}
+    asked = [entry["kind"] for entry in now].index("question")
+    assert not any(e["kind"] == "epoch" and e["key"].startswith("base") for e in now[asked:])
+    assert {e["measurement"]["origin"] for e in now if e["kind"] == "latency"} == {"measured"}
+    assert f'device = "{board.address}"' in (there / "run.toml").read_text()
+
+
 def test_bench_and_devices_on_a_board(tmp_path: Path) -> None:
     net = write_layer("dense", 8, tmp_path / "net.onnx", side=16)
     (tmp_path / "sshd").mkdir()
