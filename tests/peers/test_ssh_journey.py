@@ -57,18 +57,8 @@ def test_a_board_is_given_the_probes_of_this_machine(tmp_path: Path) -> None:
     call("optimize", "--run", here, *QUESTION, timeout=400)
     (tmp_path / "sshd").mkdir()
     with running(tmp_path / "sshd") as board:
-        words(
-            "optimize",
-            "--probes-from",
-            here,
-            "--device",
-            board.address,
-            "--budget",
-            "1MMACs",
-            "--run",
-            there,
-            timeout=400,
-        )
+        question = ["--probes-from", here, "--device", board.address, "--budget", "1MMACs"]
+        call("optimize", *question, "--run", there, timeout=400)
         assert board.leftovers() == []
     before, now = journal(here), journal(there)
     assert {e["key"] for e in before if e["kind"] == "probe"} <= {e["key"] for e in now if e["kind"] == "probe"}
