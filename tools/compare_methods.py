@@ -4,10 +4,11 @@
 
 Every method starts from the same fine-tuned base and gets the same epochs of the same recipe for its final network.
 Where mobileprune has probes, a rival has a line of networks (tools/rivals.py): all of them are measured beside the base
-in interleaved rounds and the largest that keeps the latency is taken. Those of --extra are also given mobileprune's
-probe cost as further epochs. The finals are exported to ONNX and TFLite in the setting's precision and measured in one
-session, one thread; choices are made on the validation split, the figure is top-1 on the test split, for int8 that of
-the TFLite file. Killed, the same command goes on; the rows of other settings and seeds stay in the table.
+in interleaved rounds and the largest that keeps the latency is taken (tools/timed_lines.py). Those of --extra are also
+given mobileprune's probe cost as further epochs. The finals are exported to ONNX and TFLite in the setting's precision
+and measured in one session, one thread; choices are made on the validation split, the figure is top-1 on the test
+split, for int8 that of the TFLite file. Killed, the same command goes on; the rows of other settings and seeds stay in
+the table.
 
 --images is for machines that are too slow for a whole set: so many training images, drawn by the seed, and others to
 choose on (5,000, of photographs half as many); the test split stays whole.
@@ -16,16 +17,16 @@ choose on (5,000, of photographs half as many); the test split stays whole.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rivals import LINES, Candidate, built, lines
+from rivals import LINES, Candidate, lines
 from subsets import fewer
 from tables import Table
+from timed_lines import Ledger, first_within
 
 import exporters
 from device_profiles.benchmark import benchmark
@@ -38,7 +39,7 @@ from mobileprune.errors import UsageError
 from mobileprune.pruning.cost import count
 from mobileprune.request import Request, open_or_create
 from mobileprune.run import Run, locked
-from mobileprune.scale import BASE, Scale
+from mobileprune.scale import Scale
 from mobileprune.stages.context import Context
 from mobileprune.stages.files import Images, Job
 from mobileprune.stages.problem import Problem
@@ -87,61 +88,10 @@ _WAITS = 15
 _EXTRA_HELP = "RIVAL@SPEEDUP that is also trained for as many more epochs as the probes took"
 
 
-class Ledger:
-    """What is finished, one JSON line each, so that a killed comparison goes on."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.done: dict[str, dict[str, Any]] = {}
-        for line in path.read_text().splitlines() if path.exists() else ():
-            entry = json.loads(line)
-            self.done[entry["key"]] = entry
-
-    def has(self, key: str, label: str) -> bool:
-        """Whether the network of this label was made; another is where its line was measured anew."""
-        return key in self.done and self.done[key]["label"] == label
-
-    def add(self, key: str, **data: Any) -> dict[str, Any]:
-        entry = {"key": key, **data}
-        with self.path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-        self.done[key] = entry
-        return entry
-
-
 def probe_epochs(ctx: Context) -> float:
     """What all probes cost, in epochs of the images that a final network is trained on."""
     share = len(training_data(ctx, "probe").train) / len(ctx.data.train)
     return share * ctx.schedule("probe").epochs * len(ctx.run.journal.all("probe"))
-
-
-def timed_line(ctx: Context, ledger: Ledger, name: str, candidates: Sequence[Any]) -> list[float]:
-    """The latency of every network of a line as a share of the base's, all in the same interleaved rounds."""
-    key = f"line {name}"
-    known = ledger.done.get(key)
-    if known and set(known["labels"]) <= {c.label for c in candidates}:  # else other probes made another line
-        return list(known["shares"])
-    folder = ctx.folder("lines")
-    files = {}
-    for number, (candidate, model, size) in enumerate(built(candidates)):
-        path = folder / f"{number}.onnx"
-        spec = exporters.InputSpec(3, size, size, ctx.view.mean, ctx.view.std)
-        exporters.export_draft(model, spec, path, format="onnx", precision=ctx.precision)
-        files[candidate.label] = path
-    report = benchmark(open_device("host"), files, rounds=9, min_seconds=0.1, threads=1)
-    timed = [report.measurements[label] for label in files]
-    if next(iter(files)) != str(BASE):
-        raise SystemExit(f"the base does not stand first on the line {name!r}: shares are of the base's latency")
-    shares = [one.share_of(timed[0])[0] for one in timed]
-    for path in files.values():
-        path.unlink()
-    ledger.add(key, labels=list(files), shares=shares, broken=len(candidates) - len(files))
-    return shares
-
-
-def largest_within(shares: Sequence[float], limit: float) -> int | None:
-    """The first of a line, which starts at the base, that takes at most ``limit`` of its time."""
-    return next((i for i, share in enumerate(shares) if share <= limit), None)
 
 
 def written(ctx: Context, model: Any, size: int, stem: Path, validation: float) -> dict[str, str]:
@@ -179,14 +129,13 @@ def rival(
 ) -> None:
     """Fine-tune the rival's network for one speed-up and write its files. more: times the epochs of others."""
     key = f"final {name} {speedup:g}x"
-    place = largest_within(timed_line(ctx, ledger, line, candidates), 1 / speedup)
-    found = ledger.done[f"line {line}"]
-    if place is None:
+    chosen = first_within(ctx, ledger, line, candidates, speedup)
+    if chosen is None:
+        found = ledger.done[f"line {line}"]
         label = f"not reached: {1 / min(found['shares']):.2f}x at the most"
         label += f"; {found['broken']} of {len(candidates)} networks do not run" if found.get("broken") else ""
         ledger.add(key, method=name, speedup=speedup, reached=False, label=label)
         return
-    chosen = next(c for c in candidates if c.label == found["labels"][place])
     if ledger.has(key, chosen.label):
         return
     began = time.monotonic()

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import compare_methods
 import rivals
 import subsets
+import timed_lines
 from summarise_methods import markdown, summary, verdicts
 
 from mobileprune.scale import BASE, Scale
@@ -106,6 +107,29 @@ def test_the_nominal_line_begins_at_the_base_though_a_probe_came_out_above(monke
     monkeypatch.setattr(rivals, "Problem", lambda *_: problem)
     line = rivals.nominal_cost(SimpleNamespace(run=None))  # type: ignore[arg-type]
     assert [candidate.label for candidate in line] == [str(BASE), str(Scale(0.8)), str(Scale(0.5))]
+
+
+def test_a_rival_near_the_limit_is_timed_again_before_it_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of four seems fast enough in short rounds and is not; the ledger spares all but the choice."""
+    short = {str(BASE): 1.0, "a": 0.52, "b": 0.49, "c": 0.48, "d": 0.3}
+    careful = {str(BASE): 1.0, "a": 0.51, "b": 0.505, "c": 0.49}
+    line = [SimpleNamespace(label=label) for label in [*short, "does not run"]]
+    asked: list[tuple[list[str], int]] = []
+
+    def timed(ctx: Any, candidates: list[Any], rounds: int, seconds: float) -> dict[str, float]:
+        labels = [c.label for c in candidates if c.label in short]
+        asked.append((labels, rounds))
+        return {label: (short if rounds == 9 else careful)[label] for label in labels}
+
+    monkeypatch.setattr(timed_lines, "shares_of", timed)
+    for speedup, wanted in ((2.0, "c"), (2.0, "c"), (3.0, "d"), (4.0, None)):
+        ledger = timed_lines.Ledger(tmp_path / "ledger.jsonl")  # as after a kill
+        found = timed_lines.first_within(None, ledger, "line", line, speedup)  # type: ignore[arg-type]
+        assert (found and found.label) == wanted
+    assert ledger.done["line line"]["broken"] == 1
+    assert asked == [(list(short), 9), ([str(BASE), "a", "b", "c"], 25)]
 
 
 @pytest.mark.parametrize("text", ["compund@2", "width only", "width only@fast"])
