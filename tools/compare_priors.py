@@ -44,7 +44,7 @@ def main() -> None:
     for path in options.runs:
         for scale, found in results(run := Run.open(path)):
             for usual, spread in PRIORS:
-                recovery._USUAL, recovery.SPREAD = usual, spread
+                recovery.USUAL, recovery.SPREAD = usual, spread
                 problem = Problem(run, ())
                 mean, std = problem.expected(scale)
                 row = {"run": path.name, "scale": str(scale), "prior": usual, "prior_std": spread}

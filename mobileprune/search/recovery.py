@@ -19,7 +19,7 @@ from mobileprune.search.samples import Array, Samples
 
 EXPONENTS = tuple(0.04 * i for i in range(13))
 # Prior of the exponent: what 19 results of six runs, by trainings of one and two epochs, came to.
-_USUAL, SPREAD = 0.28, 0.04
+USUAL, SPREAD = 0.28, 0.04
 _LEAST_ERROR = 1e-4  # of a fit, as a fraction: where all is exact nothing is to be told apart
 _ALONE = "monotone"  # the form by which exponents are compared: the quickest
 
@@ -125,9 +125,9 @@ def fit_recovery(
     def doubt(exponent: float) -> float:
         told = retold(accuracies, trained, middle, exponent, ceiling)
         error = max(fit_accuracy(scales, told, noise, _ALONE).cv_error, _LEAST_ERROR)
-        return len(told) * float(np.log(error)) + (exponent - _USUAL) ** 2 / (2 * SPREAD**2)
+        return len(told) * float(np.log(error)) + (exponent - USUAL) ** 2 / (2 * SPREAD**2)
 
     alike = len(set(finite.tolist())) < 2
-    exponent = _USUAL if alike else min(EXPONENTS, key=doubt)
+    exponent = USUAL if alike else min(EXPONENTS, key=doubt)
     told = retold(accuracies, trained, middle, exponent, ceiling)
     return Recovery(fit_accuracy(scales, told, noise, form, curves), exponent, middle, ceiling)

@@ -12,6 +12,7 @@ from mobileprune.budget import budgets_key, parse_budgets
 from mobileprune.errors import MobilepruneError
 from mobileprune.run import Run, write_json
 from mobileprune.scale import BASE, Lattice, Scale
+from mobileprune.search.recovery import USUAL
 from mobileprune.stages.accuracies import accuracy_samples, probe_epochs, result_epochs, start_of
 from mobileprune.stages.problem import Problem, careful_rounds
 from mobileprune.stages.records import Costs, base_latency_ms, latency_samples, probe_limit, scale_key
@@ -252,7 +253,7 @@ def test_a_result_is_expected_to_be_better_than_a_probe(tmp_path: Path) -> None:
     mean, std = problem.expected(scale)
     predicted = problem.accuracy.estimate([scale])[0][0]
     # All probes were trained alike: the exponent is the usual one, and a result here is trained five times as long.
-    assert 0.9 - mean == pytest.approx((0.9 - predicted) * 5.0**-0.2) and std > 0
+    assert 0.9 - mean == pytest.approx((0.9 - predicted) * 5.0**-USUAL) and std > 0
     lines = describe_solution(run, solve_run(run, budgets), budgets)
     assert any("expected after the result's 16 epochs" in line for line in lines)
 
