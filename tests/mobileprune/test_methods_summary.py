@@ -112,9 +112,9 @@ def test_the_nominal_line_begins_at_the_base_though_a_probe_came_out_above(monke
 def test_a_rival_near_the_limit_is_timed_again_before_it_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second of four seems fast enough in short rounds and is not; the ledger spares all but the choice."""
-    short = {str(BASE): 1.0, "a": 0.52, "b": 0.49, "c": 0.48, "d": 0.3}
-    careful = {str(BASE): 1.0, "a": 0.51, "b": 0.505, "c": 0.49}
+    """b seems fast enough in short rounds and is not, nor is d, which seemed far below; the ledger spares the rest."""
+    short = {str(BASE): 1.0, "a": 0.52, "b": 0.49, "c": 0.48, "d": 0.3, "e": 0.2}
+    careful = {str(BASE): 1.0, "a": 0.51, "b": 0.505, "c": 0.49, "d": 0.34, "e": 0.21}
     line = [SimpleNamespace(label=label) for label in [*short, "does not run"]]
     asked: list[tuple[list[str], int]] = []
 
@@ -124,12 +124,12 @@ def test_a_rival_near_the_limit_is_timed_again_before_it_is_trained(
         return {label: (short if rounds == 9 else careful)[label] for label in labels}
 
     monkeypatch.setattr(timed_lines, "shares_of", timed)
-    for speedup, wanted in ((2.0, "c"), (2.0, "c"), (3.0, "d"), (4.0, None)):
+    for speedup, wanted in ((2.0, "c"), (2.0, "c"), (3.0, "e"), (5.0, None)):
         ledger = timed_lines.Ledger(tmp_path / "ledger.jsonl")  # as after a kill
         found = timed_lines.first_within(None, ledger, "line", line, speedup)  # type: ignore[arg-type]
         assert (found and found.label) == wanted
     assert ledger.done["line line"]["broken"] == 1
-    assert asked == [(list(short), 9), ([str(BASE), "a", "b", "c"], 25)]
+    assert asked == [(list(short), 9)] + [([str(BASE), *again], 25) for again in ("abc", "d", "e", "e")]
 
 
 @pytest.mark.parametrize("text", ["compund@2", "width only", "width only@fast"])
