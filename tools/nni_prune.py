@@ -2,9 +2,10 @@
 
     python nni_prune.py request.json
 
-The request: ``model``, FILE.py:FUNCTION of a network, and its ``arguments``; ``weights``, an .npz of its state;
-``side`` of its input in pixels; ``ratios``, the shares of channels to take; ``folder``, where for each ratio the state
-of the cut network is left as 0.50.npz. A ratio that fails leaves 0.50.txt, with the reason.
+The request: ``model``, FILE.py:FUNCTION or timm:NAME of a network, and its ``arguments``; ``weights``, an .npz of its
+state; ``side`` of its input in pixels; ``ratios``, the shares of channels to take; ``folder``, where for each ratio the
+state of the cut network is left as 0.50.npz, with the ``groups`` of every convolution. A ratio that fails leaves
+0.50.txt, with the reason.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import copy
 import importlib.util
 import json
 import sys
+from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +24,13 @@ import torch
 from nni.compression.pruning import L1NormPruner
 from nni.compression.speedup import ModelSpeedup
 from nni.compression.utils import auto_set_denpendency_group_ids
+from numpy.typing import NDArray
 from torch import nn
 
 
 def network(source: str, arguments: dict[str, Any], weights: Path) -> nn.Module:
     """The user's network with these weights; a linear layer of another size in them takes the place of its own."""
-    path, _, function = source.rpartition(":")
-    spec = importlib.util.spec_from_file_location("model", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    model: nn.Module = getattr(module, function)(**arguments)
+    model = _made(source, arguments)
     state = {name: torch.from_numpy(value) for name, value in np.load(weights).items()}
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and layer.weight.shape != state[f"{name}.weight"].shape:
@@ -41,11 +40,28 @@ def network(source: str, arguments: dict[str, Any], weights: Path) -> nn.Module:
     return model.eval()
 
 
-def plain(model: nn.Module, images: torch.Tensor) -> nn.Module:
-    """The same network with nn.Conv2d in place of its subclasses, which NNI does not know.
+def _made(source: str, arguments: dict[str, Any]) -> nn.Module:
+    library, _, name = source.rpartition(":")
+    if library == "timm":
+        import timm
 
-    They are taken to pad as TensorFlow's SAME does, one pixel more at the end where it is uneven: a kernel with as many
-    zeros before it computes that with even padding. ValueError where the network then computes something else.
+        make = partial(timm.create_model, name)
+    else:
+        spec = importlib.util.spec_from_file_location("model", library)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        make = getattr(module, name)
+    model: nn.Module = make(**arguments)
+    return model
+
+
+def plain(model: nn.Module, images: torch.Tensor) -> nn.Module:
+    """The same network with nn.Conv2d and nn.BatchNorm2d in place of their subclasses, which NNI does not know.
+
+    Convolutions are taken to pad as TensorFlow's SAME does, one pixel more at the end where it is uneven: a kernel with
+    as many zeros before it computes that with even padding. A norm is taken to apply the modules in it afterwards, as
+    timm's does. ValueError where the network then computes something else.
     """
     sizes: dict[str, torch.Size] = {}
     others = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and type(m) is not nn.Conv2d}
@@ -59,9 +75,21 @@ def plain(model: nn.Module, images: torch.Tensor) -> nn.Module:
             hook.remove()
         for name, layer in others.items():
             _put(model, name, _evenly_padded(layer, sizes[name]))
+        for name, norm in list(model.named_modules()):
+            if isinstance(norm, nn.BatchNorm2d) and type(norm) is not nn.BatchNorm2d:
+                _put(model, name, Activated(norm))
         if not torch.allclose(model(images), wanted, atol=1e-4):
-            raise ValueError("its convolutions are not nn.Conv2d, and do not pad as TensorFlow's SAME does either")
+            raise ValueError("its convolutions or norms are not torch's, and do not compute what was taken for it")
     return model
+
+
+class Activated(nn.Sequential):
+    """A norm of torch, and after it what the norm ``of`` has in it (an activation)."""
+
+    def __init__(self, of: nn.BatchNorm2d) -> None:
+        norm = nn.BatchNorm2d(of.num_features, of.eps, of.momentum, of.affine, of.track_running_stats)
+        norm.load_state_dict({name: of.state_dict()[name] for name in norm.state_dict()})
+        super().__init__(OrderedDict(norm=norm.train(of.training), **dict(of.named_children())))
 
 
 def _evenly_padded(layer: nn.Conv2d, size: torch.Size) -> nn.Conv2d:
@@ -104,6 +132,19 @@ def cut(model: nn.Module, images: torch.Tensor, ratio: float) -> nn.Module:
     return speedup
 
 
+def state_of(model: nn.Module) -> dict[str, NDArray[Any]]:
+    """Its tensors under the names that the user's network has for them, and the groups of every convolution."""
+    inside = {name for name, layer in model.named_modules() if isinstance(layer, Activated)}
+    state: dict[str, NDArray[Any]] = {}
+    for name, value in model.state_dict().items():
+        norm, _, tensor = name.rpartition(".norm.")
+        state[f"{norm}.{tensor}" if norm in inside else name] = value.numpy()
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            state[f"{name}.groups"] = np.array(layer.groups)
+    return state
+
+
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
     torch.manual_seed(0)
@@ -113,8 +154,7 @@ def main() -> None:
     for ratio in request["ratios"]:
         path = Path(request["folder"], f"{ratio:.2f}.npz")
         try:
-            state = cut(model, images, ratio).state_dict()
-            np.savez(path, **{name: value.numpy() for name, value in state.items()})
+            np.savez(path, **state_of(cut(model, images, ratio)))
         except Exception as error:
             path.with_suffix(".txt").write_text(f"{type(error).__name__}: {error}")
 

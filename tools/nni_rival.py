@@ -26,8 +26,11 @@ from mobileprune.data.cache import folder as cache_folder
 
 ENVIRONMENT = Environment(
     cache_folder() / "nni-3.0" / "bin" / "python",
-    ("nni==3.0", "torch==2.0.1", "numpy==1.26.4", "tensorboard==2.21.0", "setuptools==65.5.0"),
-    "from nni.compression import pruning, speedup; from nni.compression.utils import auto_set_denpendency_group_ids",
+    (
+        *("nni==3.0", "torch==2.0.1", "torchvision==0.15.2", "timm==1.0.31"),
+        *("numpy==1.26.4", "tensorboard==2.21.0", "setuptools==65.5.0"),
+    ),
+    "import timm; from nni.compression import pruning, speedup, utils; utils.auto_set_denpendency_group_ids",
 )
 
 
@@ -35,9 +38,9 @@ def prune(base: nn.Module, asked: Mapping[str, Any], side: int, ratios: Sequence
     """Leave for every ratio the state of the network that NNI makes of ``base``, or why it makes none, in ``folder``.
 
     asked: the run's ``model``, which NNI's process reads from its file. What is there already is not made again.
-    ValueError where the model is not in a file, or NNI's process fails.
+    ValueError where the model is neither in a file nor timm's, or NNI's process fails.
     """
-    if not asked["library"].endswith(".py"):
+    if asked["library"] != "timm" and not asked["library"].endswith(".py"):
         raise ValueError(f"NNI's environment has no {asked['library']}")
     lacking = [r for r in ratios if not any(state_at(folder, r).with_suffix(s).exists() for s in (".npz", ".txt"))]
     if not lacking:
@@ -77,6 +80,9 @@ def rebuilt(base: nn.Module, folder: Path, ratio: float) -> nn.Module:
             key = f"{name}.{part}" if name else part
             if key in state:
                 _shrink(layer, part, torch.from_numpy(state[key]))
+        if isinstance(layer, nn.Conv2d):
+            layer.groups = int(state[f"{name}.groups"])
+            layer.in_channels = layer.weight.shape[1] * layer.groups
     return model
 
 
@@ -85,8 +91,7 @@ def _shrink(layer: nn.Module, part: str, value: torch.Tensor) -> None:
     if isinstance(layer, nn.Conv2d) and part == "weight":
         height, width = layer.kernel_size
         value = value[:, :, -height:, -width:].contiguous()  # without the zeros that stood for uneven padding
-        layer.groups = len(value) if layer.groups > 1 else 1
-        layer.out_channels, layer.in_channels = len(value), value.shape[1] * layer.groups
+        layer.out_channels = len(value)
     if isinstance(layer, nn.Linear) and part == "weight":
         layer.out_features, layer.in_features = value.shape
     if isinstance(layer, nn.BatchNorm2d):
