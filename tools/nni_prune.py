@@ -24,7 +24,6 @@ import torch
 from nni.compression.pruning import L1NormPruner
 from nni.compression.speedup import ModelSpeedup
 from nni.compression.utils import auto_set_denpendency_group_ids
-from numpy.typing import NDArray
 from torch import nn
 
 
@@ -132,10 +131,10 @@ def cut(model: nn.Module, images: torch.Tensor, ratio: float) -> nn.Module:
     return speedup
 
 
-def state_of(model: nn.Module) -> dict[str, NDArray[Any]]:
+def state_of(model: nn.Module) -> dict[str, Any]:
     """Its tensors under the names that the user's network has for them, and the groups of every convolution."""
     inside = {name for name, layer in model.named_modules() if isinstance(layer, Activated)}
-    state: dict[str, NDArray[Any]] = {}
+    state = {}
     for name, value in model.state_dict().items():
         norm, _, tensor = name.rpartition(".norm.")
         state[f"{norm}.{tensor}" if norm in inside else name] = value.numpy()

@@ -21,7 +21,7 @@ def finetune(ctx: Context) -> None:
     require(ctx.run, "pruned", key, "prune")
     epochs = counted(ctx.schedule("result").epochs, "epoch")
     ctx.display.stage("finetune", f"{scale}, {epochs}, distilled from the base")
-    choose_rate(ctx, lambda: restore(ctx, ctx.folder("results", key), "pruned"))
+    choose_rate(ctx, scale, lambda _: restore(ctx, ctx.folder("results", key), "pruned"))
     ctx.engine.submit(ctx, Job("finetuned", f"finetune {key}", scale))
     _, entry = ctx.engine.wait(ctx)
     ctx.display.say(f"accuracy {describe(entry)}")

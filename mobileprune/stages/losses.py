@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from mobileprune.run import Run
 from mobileprune.scale import BASE, Scale
 from mobileprune.search.curves import LossCurves, along, next_share, shares_along
@@ -13,6 +17,12 @@ MOST = 6  # shares of a dimension, beside the base
 def loss_curves(run: Run) -> LossCurves | None:
     """The curves, once all of them are measured."""
     return LossCurves.of(losses_of(run)) if next_untrained(run) is None else None
+
+
+def hardest_hit(run: Run, scales: Sequence[Scale]) -> Scale:
+    """That of ``scales`` whose dimensions cost the most before any training; the first where that was not measured."""
+    curves = loss_curves(run)
+    return scales[int(np.argmax(curves.together(scales)))] if curves else scales[0]
 
 
 def losses_of(run: Run) -> dict[Scale, float]:

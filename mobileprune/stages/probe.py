@@ -12,6 +12,7 @@ from mobileprune.search.probes import parent_of
 from mobileprune.stages.accuracies import probed_scales
 from mobileprune.stages.candidates import measure_hopefuls, measure_the_best, to_be_measured
 from mobileprune.stages.context import Context
+from mobileprune.stages.losses import hardest_hit
 from mobileprune.stages.prune import cut, store
 from mobileprune.stages.records import probe_limit, scale_key
 from mobileprune.stages.remaining import FULL_EPOCHS, probe_cost
@@ -37,7 +38,8 @@ def probe(ctx: Context) -> None:
             each = counted(ctx.schedule("probe").epochs, "epoch")
             ctx.display.stage("probe", f"accuracy of up to {probe_limit(ctx.run)} scales, {each} each")
             announced = True
-        choose_rate(ctx, lambda: cut(ctx, planned[0], BASE))
+        # Of a network that training has hardly to mend, the loss does not tell one rate from another.
+        choose_rate(ctx, hardest_hit(ctx.run, planned), lambda scale: cut(ctx, scale, BASE))
         _probe_all(ctx, planned)
     if announced:
         made = counted(len(ctx.run.journal.all("probe")), "probe")

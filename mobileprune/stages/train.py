@@ -16,6 +16,7 @@ from mobileprune.models import check_outputs, load_checkpoint
 from mobileprune.progress import Pace
 from mobileprune.pruning.blocks import rank_blocks
 from mobileprune.pruning.norms import reestimate_norms
+from mobileprune.scale import BASE, Scale
 from mobileprune.stages import weights
 from mobileprune.stages.context import Context
 from mobileprune.stages.curves import EpochRecord
@@ -54,7 +55,7 @@ def train_base(ctx: Context) -> None:
         _note_normalisation(ctx)
         _measure_setting(ctx, model)
         if epochs:
-            _choose_rate(ctx, "learning_rate", "base", model, ctx.view, None)
+            _choose_rate(ctx, "learning_rate", "base", BASE, model, ctx.view, None)
             train(ctx, model, ctx.view, "base", "base")
         weights.store(model, ctx.folder("base") / "weights.safetensors")
         ctx.run.journal.append("base", "score", **scores(ctx, model, ctx.view))
@@ -198,21 +199,25 @@ def _measure_setting(ctx: Context, model: nn.Module) -> None:
     ctx.display.say(f"training in {ctx.setting}")
 
 
-def choose_rate(ctx: Context, network: Callable[[], Network]) -> None:
-    """Where the fine-tuning rate is to be measured: measure it once on ``network``, for all probes and results."""
+def choose_rate(ctx: Context, scale: Scale, network: Callable[[Scale], Network]) -> None:
+    """Where the fine-tuning rate is to be measured: once, on the ``network`` of ``scale``, for probes and results."""
     if ctx.asked["training"]["finetune_learning_rate"] == AUTO and not ctx.run.journal.get("training", FINETUNE_RATE):
-        found = network()
-        _choose_rate(ctx, FINETUNE_RATE, "probe", found.model, ctx.view_at(found.size), teacher_of(ctx))
+        found = network(scale)
+        view = ctx.view_at(found.size)
+        _choose_rate(ctx, FINETUNE_RATE, "probe", scale, found.model, view, teacher_of(ctx))
 
 
-def _choose_rate(ctx: Context, key: str, what: str, model: nn.Module, view: View, teacher: Teacher | None) -> None:
+def _choose_rate(
+    ctx: Context, key: str, what: str, scale: Scale, model: nn.Module, view: View, teacher: Teacher | None
+) -> None:
     if ctx.asked["training"][key] != AUTO or ctx.run.journal.get("training", key) is not None:
         return
     model.to(ctx.device)
     found = find_rate(model, ctx.data, view, ctx.schedule(what), seed=ctx.seed, teacher=teacher)
     model.cpu()
-    ctx.run.journal.append("training", key, **asdict(found))
-    ctx.display.say(f"{key.replace('_', ' ')} {found.rate:g}, by a range test of {len(found.rates)} steps")
+    ctx.run.journal.append("training", key, scale=scale.as_tuple(), **asdict(found))
+    tried = f"{len(found.rates)} steps at {scale}"
+    ctx.display.say(f"{key.replace('_', ' ')} {found.rate:g}, by a range test of {tried}")
 
 
 def scores(ctx: Context, model: nn.Module, view: View, *, test: bool = True) -> dict[str, Any]:

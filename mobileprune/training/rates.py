@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -17,6 +18,7 @@ from mobileprune.training.schedule import Schedule
 _LOWEST, _HIGHEST = 1e-4, 1.0
 _STEPS = 80
 _SMOOTHING = 0.9  # of the loss over the steps, as a moving average
+_FULL = 20  # steps after which the average is of as many batches as later: the first few are low, or high, by chance
 _BROKEN = 1.25  # the loss, as a multiple of its lowest, at which a rate is too high
 # What counts as the lowest loss, as a multiple of it. That of a network which is nearly right already hardly falls at
 # any rate, and where it is lowest is chance: of a RegNetX with 0.9 of its channels 0.790 at 0.0003, 0.794 at 0.03.
@@ -45,14 +47,18 @@ def find_rate(
     rates = [_LOWEST * growth**i for i in range(_STEPS)]
     flat = replace(schedule, epochs=1, learning_rate=1.0, shape="constant", warm_up=0.0, ema=0.0)
     losses: list[float] = []
-    average, lowest = 0.0, math.inf
+    average = 0.0
     for i, loss in enumerate(trial_losses(copy.deepcopy(model), data, view, flat, seed, teacher, rates)):
         average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
         smooth = average / (1 - _SMOOTHING ** (i + 1))
-        if not math.isfinite(smooth) or (smooth > _BROKEN * lowest and i > _STEPS // 8):
+        if not math.isfinite(smooth) or (i > _STEPS // 8 and smooth > _BROKEN * _lowest(losses)):
             break
         losses.append(smooth)
-        lowest = min(lowest, smooth)
-    at_lowest = next((rates[i] for i in reversed(range(len(losses))) if losses[i] <= _LOW * lowest), _LOWEST)
+    low = [rates[i] for i, loss in enumerate(losses) if loss <= _LOW * _lowest(losses)]
+    at_lowest = low[-1] if low else _LOWEST
     rate = float(f"{max(at_lowest / _SAFETY, _LOWEST):.2g}")
     return RangeTest(rate, tuple(rates[: len(losses)]), tuple(losses))
+
+
+def _lowest(losses: Sequence[float]) -> float:
+    return min(losses[_FULL:] or losses, default=math.inf)

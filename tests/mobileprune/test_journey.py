@@ -21,7 +21,10 @@ from conftest import QUESTION, Call, command
 import mobileprune
 from exporters.manifest import read_manifest
 from mobileprune.pruning.recipe import Recipe
-from mobileprune.run import Journal
+from mobileprune.run import Journal, Run
+from mobileprune.stages.accuracies import probed_scales
+from mobileprune.stages.losses import hardest_hit, loss_curves
+from mobileprune.stages.records import scale_of
 
 # Kinds of entries that a run makes once.
 FINISHED = ("base", "ranking", "untrained", "latency", "probe", "answer", "pruned", "finetuned", "artifact", "measured")
@@ -62,6 +65,17 @@ def test_probes_form_chains(finished: Path) -> None:
     assert any(e["parent"] in scales for e in probes)
     for entry in probes:
         assert all(p >= s for p, s in zip(entry["parent"], entry["scale"], strict=True))
+
+
+def test_the_rate_is_tried_on_the_probe_that_lost_the_most_when_it_was_cut(finished: Path) -> None:
+    run = Run.open(finished)
+    curves, tried = loss_curves(run), run.journal.get("training", "finetune_learning_rate")
+    assert curves is not None
+    assert tried is not None
+    probes = probed_scales(run)
+    lost = dict(zip(probes, curves.together(probes), strict=True))
+    assert lost[scale_of(tried)] >= lost[probes[0]]
+    assert lost[hardest_hit(run, probes)] == max(lost.values())
 
 
 def test_recipes_say_how_channels_were_chosen(finished: Path) -> None:

@@ -110,6 +110,15 @@ def test_where_the_loss_hardly_falls_the_rate_is_the_highest_that_does_no_harm(
     assert found.rates[48] / 4 < found.rate < found.rates[53] / 4
 
 
+def test_a_few_lucky_batches_at_the_start_do_not_make_the_lowest_rate_the_best(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = [0.8] * 3 + [1.0] * 47 + [1.0 + 0.1 * step for step in range(1, 31)]
+    monkeypatch.setattr("mobileprune.training.rates.trial_losses", lambda *_: iter(losses))
+    found = find_rate(net(), data, VIEW, SCHEDULE, seed=0)
+    assert found.rates[45] / 4 < found.rate < found.rates[53] / 4
+
+
 def test_the_range_test_sees_how_steep_a_loss_is(data: ImageData) -> None:
     """Inputs a hundred times larger make every gradient larger: the rate must be far lower."""
     linear = nn.Sequential(nn.Flatten(), nn.Linear(768, 10))
