@@ -23,7 +23,7 @@ from exporters.manifest import read_manifest
 from mobileprune.pruning.recipe import Recipe
 from mobileprune.run import Journal, Run
 from mobileprune.stages.accuracies import probed_scales
-from mobileprune.stages.losses import hardest_hit, loss_curves
+from mobileprune.stages.losses import loss_curves
 from mobileprune.stages.records import scale_of
 
 # Kinds of entries that a run makes once.
@@ -74,8 +74,7 @@ def test_the_rate_is_tried_on_the_probe_that_lost_the_most_when_it_was_cut(finis
     assert tried is not None
     probes = probed_scales(run)
     lost = dict(zip(probes, curves.together(probes), strict=True))
-    assert lost[scale_of(tried)] >= lost[probes[0]]
-    assert lost[hardest_hit(run, probes)] == max(lost.values())
+    assert lost[scale_of(tried)] > lost[probes[0]]
 
 
 def test_recipes_say_how_channels_were_chosen(finished: Path) -> None:

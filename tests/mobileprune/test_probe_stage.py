@@ -11,8 +11,9 @@ from test_solve_stage import grid_run, probed, timed
 from device_profiles.errors import DeviceError
 from mobileprune.budget import Budget, budgets_key, parse_budgets
 from mobileprune.progress import Quiet
-from mobileprune.scale import Scale
-from mobileprune.stages import candidates, probe
+from mobileprune.scale import BASE, Scale
+from mobileprune.search.curves import LossCurves, along
+from mobileprune.stages import candidates, losses, probe
 from mobileprune.stages.context import Context
 from mobileprune.stages.solve import designed_probes, set_budgets, worth_hoping, worth_measuring
 
@@ -116,3 +117,12 @@ def test_what_need_not_be_measured_is_not(
     if answered:
         ctx.run.journal.append("answer", budgets_key(BUDGETS), scale=(0.2, 1.0, 1.0))
     probe._plan(ctx, parse_budgets([budget]))
+
+
+def test_the_hardest_hit_is_the_one_whose_cut_cost_the_most(begun: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    scales = [along(0, 0.5), along(1, 0.5), along(2, 0.5)]
+    curves = LossCurves.of({BASE: 0.2, scales[0]: 0.3, scales[1]: 2.0, scales[2]: 1.0})
+    monkeypatch.setattr(losses, "loss_curves", lambda _: curves)
+    assert losses.hardest_hit(begun.run, scales) == scales[1]
+    monkeypatch.setattr(losses, "loss_curves", lambda _: None)
+    assert losses.hardest_hit(begun.run, scales) == scales[0]
