@@ -139,6 +139,7 @@ def test_the_example_in_every_help_runs(command: str, desk: Path, tried: set[tup
     runs_right(shlex.split(example, comments=True), desk, tried, f"{command} --help")
 
 
+@pytest.mark.timeout(900)  # the first also waits for the desk; others may run beside
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_command_on_the_page_runs(page: Path, desk: Path, tried: set[tuple[str, ...]]) -> None:
     """``optimize`` takes minutes: its line is run with --dry-run, which builds the model and reads the data. One that
